@@ -1,0 +1,2 @@
+drop table @extschema@.conversation_members;
+drop table @extschema@.conversations;

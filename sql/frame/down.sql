@@ -1,0 +1,1 @@
+drop table @extschema@.schema_version;

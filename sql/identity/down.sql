@@ -1,0 +1,2 @@
+drop table @extschema@.users;
+drop table @extschema@.tenants;

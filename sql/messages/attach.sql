@@ -1,0 +1,66 @@
+alter table @extschema@.messages enable row level security;
+
+alter table @extschema@.messages alter column id set default @extschema@.new_id();
+
+drop policy if exists messages_read on @extschema@.messages;
+create policy messages_read on @extschema@.messages for select
+using (
+    tenant_id = (select @extschema@.current_tenant_id())
+    and @extschema@.has_conversation_access(conversation_id, (select @extschema@.current_user_id()), 'read')
+);
+
+drop policy if exists messages_insert on @extschema@.messages;
+create policy messages_insert on @extschema@.messages for insert
+with check (
+    tenant_id = (select @extschema@.current_tenant_id())
+    and @extschema@.has_conversation_access(conversation_id, (select @extschema@.current_user_id()), 'write')
+);
+
+create or replace trigger place_message
+before insert on @extschema@.messages
+for each row execute function @extschema@.place_message();
+
+create or replace trigger refuse_move
+before update on @extschema@.messages
+for each row when (
+    new.conversation_id is distinct from old.conversation_id
+    or new.sequence_number is distinct from old.sequence_number
+    or new.tenant_id is distinct from old.tenant_id
+    or new.id is distinct from old.id
+)
+execute function @extschema@.refuse_change('a message stays in its conversation and keeps its number and id');
+
+comment on type @extschema@.message_role is 'Who speaks in a message.';
+comment on type @extschema@.message_status is
+'Life of a message: pending and streaming are unfinished, the others final.';
+comment on table @extschema@.messages is 'Messages, numbered 1, 2, 3 ... in each conversation without a gap.';
+comment on column @extschema@.messages.id is 'Key.';
+comment on column @extschema@.messages.conversation_id is 'Conversation it belongs to; fixed for life.';
+comment on column @extschema@.messages.tenant_id is 'Tenant, taken from the conversation; fixed for life.';
+comment on column @extschema@.messages.sequence_number is
+'Place in the conversation, given at insert; fixed for life.';
+comment on column @extschema@.messages.role is 'Who speaks: user, assistant, system, tool or developer.';
+comment on column @extschema@.messages.status is
+'pending, streaming, completed, stopped, failed or interrupted.';
+comment on column @extschema@.messages.content is 'Text, 32 MB at most.';
+comment on column @extschema@.messages.parts is 'Structured content: tool calls, images and the like.';
+comment on column @extschema@.messages.parent_id is 'Message of the same conversation that it answers.';
+comment on column @extschema@.messages.client_message_id is
+'Key of the client for retries: the same key makes no second message in the conversation.';
+comment on column @extschema@.messages.prompt_token_count is 'Tokens of the prompt, as the provider counted.';
+comment on column @extschema@.messages.completion_token_count is 'Tokens of the answer, as the provider counted.';
+comment on column @extschema@.messages.model_used is 'Model that wrote it.';
+comment on column @extschema@.messages.latency_ms is 'Milliseconds from request to end of the answer.';
+comment on column @extschema@.messages.error is 'Why it failed.';
+comment on column @extschema@.messages.metadata is 'Anything else, a JSON object.';
+comment on column @extschema@.messages.created_at is 'When it was made.';
+comment on column @extschema@.messages.completed_at is 'When a streamed message was finished.';
+
+comment on index @extschema@.idx_messages_conversation_seq is
+'Messages of a conversation in order; one message a number.';
+comment on index @extschema@.idx_messages_retry_key is 'One message a retry key and conversation.';
+comment on index @extschema@.idx_messages_parent is 'Answers to a message; serves its foreign key.';
+comment on policy messages_read on @extschema@.messages is 'Whoever reads the conversation.';
+comment on policy messages_insert on @extschema@.messages is 'Whoever writes in the conversation.';
+comment on trigger place_message on @extschema@.messages is 'Gives tenant and number to a new message.';
+comment on trigger refuse_move on @extschema@.messages is 'Keeps a message where it is.';

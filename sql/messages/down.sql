@@ -1,0 +1,3 @@
+drop table @extschema@.messages;
+drop type @extschema@.message_status;
+drop type @extschema@.message_role;

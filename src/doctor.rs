@@ -1,0 +1,271 @@
+//! `doctor()`: what is installed here, held against what the library expects.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::access;
+use crate::error::{Error, OrRaise};
+use crate::install::{self, ATTACHMENTS, MIGRATIONS};
+use crate::plan;
+
+/// A check is a query for one text: what is wrong, or null. `@name@` stands for a list of the
+/// objects that the scripts make.
+struct Check {
+    name: &'static str,
+    sql: &'static str,
+    hint: &'static str,
+}
+
+const RUN_MIGRATE: &str = "Run migrate() as the owner of the tables.";
+
+const CHECKS: &[Check] = &[
+    Check {
+        name: "library",
+        sql: "select format('library %s, extension %s', '@library@', extversion) from pg_extension \
+              where extname = 'pg_conversation' and extversion <> '@library@'",
+        hint: "Run ALTER EXTENSION pg_conversation UPDATE.",
+    },
+    Check {
+        name: "schema version",
+        sql: "select format('schema %s, library %s', coalesce(max(version), 0), @latest@) \
+              from @extschema@.schema_version having coalesce(max(version), 0) <> @latest@",
+        hint: RUN_MIGRATE,
+    },
+    Check {
+        name: "tables are the owner's, not the extension's",
+        sql: "select string_agg(d.objid::regclass::text, ', ') from pg_depend d \
+              join pg_extension e on e.oid = d.refobjid and e.extname = 'pg_conversation' \
+              where d.classid = 'pg_class'::regclass and d.deptype = 'e' \
+              and d.refclassid = 'pg_extension'::regclass",
+        hint: "Run ALTER EXTENSION pg_conversation DROP TABLE for each, or a dump loses its policies.",
+    },
+    Check {
+        name: "tables",
+        sql: "select string_agg(t, ', ') from unnest(array[@tables@]) t \
+              where to_regclass('@extschema@.' || t) is null",
+        hint: "Restore them from a backup; migrate() makes only what was never made.",
+    },
+    Check {
+        name: "row level security",
+        sql: "select string_agg(c.relname, ', ') from pg_class c \
+              where c.relnamespace = '@extschema@'::regnamespace and c.relname = any (array[@tables@]) \
+              and (not c.relrowsecurity \
+                   or not exists (select from pg_policy p where p.polrelid = c.oid))",
+        hint: RUN_MIGRATE,
+    },
+    Check {
+        name: "policies",
+        sql: "select string_agg(x, ', ') from unnest(array[@policies@]) x \
+              where not exists (select from pg_policy p where p.polname = split_part(x, ' on ', 1) \
+              and p.polrelid = to_regclass('@extschema@.' || split_part(x, ' on ', 2)))",
+        hint: RUN_MIGRATE,
+    },
+    Check {
+        name: "triggers",
+        sql: "select string_agg(x, ', ') from unnest(array[@triggers@]) x \
+              where not exists (select from pg_trigger t where t.tgname = split_part(x, ' on ', 1) \
+              and t.tgenabled in ('O', 'A') \
+              and t.tgrelid = to_regclass('@extschema@.' || split_part(x, ' on ', 2)))",
+        hint: "Run migrate(), and ALTER TABLE ... ENABLE TRIGGER for one that was disabled.",
+    },
+    Check {
+        name: "defaults",
+        sql: "select string_agg(x, ', ') from unnest(array[@defaults@]) x \
+              where not exists (select from pg_attribute a \
+              where a.attrelid = to_regclass('@extschema@.' || split_part(x, '.', 1)) \
+              and a.attname = split_part(x, '.', 2) and a.atthasdef)",
+        hint: RUN_MIGRATE,
+    },
+    Check {
+        name: "indexes",
+        sql: "select string_agg(x, ', ') from unnest(array[@indexes@]) x \
+              where not exists (select from pg_index i \
+              where i.indexrelid = to_regclass('@extschema@.' || x) and i.indisvalid)",
+        hint: "Create them again as in docs/reference.md, or REINDEX those that are invalid.",
+    },
+    Check {
+        name: "grants",
+        sql: "select string_agg(distinct format('%s on %s to %s', a.privilege_type, c.relname, \
+                     case a.grantee when 0 then 'public' else a.grantee::regrole::text end), ', ') \
+              from pg_class c, aclexplode(c.relacl) a \
+              where c.relnamespace = '@extschema@'::regnamespace and c.relname = any (array[@tables@]) \
+              and a.grantee <> c.relowner \
+              and (a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER') or a.grantee = 0)",
+        hint: "Revoke them: no policy holds back TRUNCATE, and a foreign key or trigger reads rows.",
+    },
+    Check {
+        name: "default tenant",
+        sql: "select 'not there' where not exists (select from @extschema@.tenants \
+              where id = '00000000-0000-7000-8000-000000000001')",
+        hint: "Fine if every user is given a tenant; otherwise insert it again with this id.",
+    },
+    Check {
+        name: "rows lie in the tenant of their parent",
+        sql: "select format('%s messages, %s conversations', m.n, c.n) from \
+              (select count(*) n from @extschema@.messages m join @extschema@.conversations c \
+               on c.id = m.conversation_id where c.tenant_id <> m.tenant_id) m, \
+              (select count(*) n from @extschema@.conversations c join @extschema@.users u \
+               on u.id = c.user_id where u.tenant_id <> c.tenant_id) c where m.n + c.n > 0",
+        hint: "Rows were written with triggers disabled; correct tenant_id from the parent.",
+    },
+    Check {
+        name: "counters are not behind their messages",
+        sql: "select format('%s conversations', count(*)) from @extschema@.conversations c \
+              where c.last_sequence < (select max(m.sequence_number) from @extschema@.messages m \
+              where m.conversation_id = c.id) having count(*) > 0",
+        hint: "Rows were written with triggers disabled; set last_sequence to the highest number.",
+    },
+    Check {
+        name: "settings",
+        sql: "select string_agg(format('%s for %s', setting, coalesce(r.rolname, 'all roles')), ', ') \
+              from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole, \
+              unnest(s.setconfig) as setting \
+              where setting ~ '^(pg_conversation[.]user_id|request[.]jwt[.]claim|row_security=off)'",
+        hint: "Identity belongs to a session or transaction; reset it for the role or database.",
+    },
+];
+
+type Finding = (&'static str, bool, Option<String>, Option<&'static str>);
+
+/// One row a check; `ok` is false where something is missing, and `hint` says what to do.
+#[pg_extern]
+fn doctor() -> TableIterator<
+    'static,
+    (
+        name!(check_name, &'static str),
+        name!(ok, bool),
+        name!(detail, Option<String>),
+        name!(hint, Option<&'static str>),
+    ),
+> {
+    TableIterator::new(examine().or_raise())
+}
+
+fn examine() -> Result<Vec<Finding>, Error> {
+    let schema = plan::home()?.schema;
+    let owner = access::owner()?;
+    // SAFETY: look-ups in the role cache.
+    if !unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) } {
+        return Err(Error::NotOwner);
+    }
+    let here = install::installed_version(schema)?;
+    access::as_role(owner, || {
+        install::with_own_settings(|| {
+            let mut findings = vec![frozen()?];
+            for check in CHECKS {
+                // With tables of an older version the later checks would only fail.
+                if here < install::LATEST && check.name != "schema version" {
+                    continue;
+                }
+                let sql = plan::in_schema(&fill_in(check.sql), schema)?;
+                let wrong = plan::query_text(&sql)?;
+                let hint = wrong.is_some().then_some(check.hint);
+                findings.push((check.name, wrong.is_none(), wrong, hint));
+            }
+            Ok(findings)
+        })
+    })
+}
+
+/// Whether the migrations that were run here are those of the library.
+fn frozen() -> Result<Finding, Error> {
+    let changed = install::changed_migration()?;
+    let hint = changed
+        .is_some()
+        .then_some("Install the library that made these tables.");
+    Ok(("migrations unchanged", changed.is_none(), changed, hint))
+}
+
+fn fill_in(sql: &str) -> String {
+    let scripts = || MIGRATIONS.iter().map(|m| m.up).chain(ATTACHMENTS);
+    let list = |kind: &str| {
+        let names: Vec<String> = scripts()
+            .flat_map(expected)
+            .filter(|(of, _)| *of == kind)
+            .map(|(_, name)| format!("'{name}'"))
+            .collect();
+        names.join(", ")
+    };
+    sql.replace("@library@", env!("CARGO_PKG_VERSION"))
+        .replace("@latest@", &install::LATEST.to_string())
+        .replace("@tables@", &list("table"))
+        .replace("@policies@", &list("policy"))
+        .replace("@triggers@", &list("trigger"))
+        .replace("@defaults@", &list("default"))
+        .replace("@indexes@", &list("index"))
+}
+
+/// Kind and name of every object that a script makes, read from the script itself so that there is
+/// no second list to keep.
+fn expected(script: &str) -> Vec<(&'static str, String)> {
+    let words: Vec<&str> = script.split_whitespace().collect();
+    let plain = |word: &str| {
+        let word = word.strip_prefix("@extschema@.").unwrap_or(word);
+        word.trim_end_matches([';', '(', ')', ',']).to_string()
+    };
+    let mut found = Vec::new();
+    for (i, window) in words.windows(8).enumerate() {
+        let on = || {
+            words[i..]
+                .iter()
+                .position(|word| *word == "on")
+                .and_then(|at| words.get(i + at + 1))
+        };
+        match window {
+            ["create", "table", name, ..] => found.push(("table", plain(name))),
+            ["create", "index", name, ..] | ["create", "unique", "index", name, ..] => {
+                found.push(("index", plain(name)));
+            }
+            ["create", "policy", name, "on", table, ..] => {
+                found.push(("policy", format!("{name} on {}", plain(table))));
+            }
+            ["create", "or", "replace", "trigger", name, ..] => {
+                if let Some(table) = on() {
+                    found.push(("trigger", format!("{name} on {}", plain(table))));
+                }
+            }
+            [
+                "alter",
+                "table",
+                table,
+                "alter",
+                "column",
+                column,
+                "set",
+                "default",
+            ] => {
+                found.push(("default", format!("{}.{column}", plain(table))));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_tell_what_to_expect() {
+        let script = "create table @extschema@.a (\n  id uuid\n);\n\
+                      create unique index i on @extschema@.a (id);\n\
+                      create policy p on @extschema@.a for select using (true);\n\
+                      create or replace trigger t\nbefore insert on @extschema@.a\n\
+                      for each row execute function @extschema@.f();\n\
+                      alter table @extschema@.a alter column id set default @extschema@.g();";
+        let expected_here = [
+            ("table", "a"),
+            ("index", "i"),
+            ("policy", "p on a"),
+            ("trigger", "t on a"),
+            ("default", "a.id"),
+        ];
+        let found = expected(script);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(kind, name)| (*kind, name.as_str()))
+            .collect();
+        assert_eq!(found, expected_here);
+    }
+}

@@ -1,0 +1,177 @@
+//! Every error a user can meet: one message, one SQLSTATE and one hint each.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the tables of pg_conversation are not installed in this database")]
+    NotInstalled,
+    #[error("extension pg_conversation is not installed in this database")]
+    NoExtension,
+    #[error("schema version {found} is newer than version {known} of the library")]
+    SchemaTooNew { found: i32, known: i32 },
+    #[error("migration \"{name}\" is not the one that was run here")]
+    MigrationChanged { name: String },
+    #[error("{message}")]
+    NameTaken { message: String },
+    #[error("only the owner of pg_conversation may do this")]
+    NotOwner,
+    #[error("migrate() needs a read committed transaction")]
+    SnapshotTooOld,
+    #[error("version {0} is not a version of the schema")]
+    NoSuchVersion(i32),
+    #[error("table \"{table}\" has rows that rolling back to version {version} would delete")]
+    RowsWouldBeLost { table: String, version: i32 },
+    #[error("the confirmation does not name this database")]
+    NotConfirmed { database: String },
+    #[error("no user is signed in")]
+    NotSignedIn,
+    #[error("user {0} is not active")]
+    UserInactive(pgrx::Uuid),
+    #[error("user {0} does not exist")]
+    NoSuchUser(pgrx::Uuid),
+    #[error("conversation {0} does not exist")]
+    NoSuchConversation(pgrx::Uuid),
+    #[error("message {parent} does not exist in conversation {conversation}")]
+    NoSuchParent {
+        parent: pgrx::Uuid,
+        conversation: pgrx::Uuid,
+    },
+    #[error("unknown role \"{0}\"")]
+    UnknownRole(String),
+    #[error("unknown access level \"{0}\"")]
+    UnknownLevel(String),
+    #[error("client_message_id \"{0}\" was used for another message")]
+    RetryDiffers(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0} must not be null")]
+    Missing(&'static str),
+    #[error("this function can only be called by its trigger")]
+    NotATrigger,
+    #[error("SPI failed in {call}: {code}")]
+    Spi { call: &'static str, code: i32 },
+}
+
+impl Error {
+    fn code_and_hint(&self) -> (PgSqlErrorCode, Option<String>) {
+        use PgSqlErrorCode::*;
+        let (code, hint) = match self {
+            Error::NotInstalled => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Run migrate() as the owner of the extension.".into(),
+            ),
+            Error::NoExtension => (
+                ERRCODE_UNDEFINED_OBJECT,
+                "Run CREATE EXTENSION pg_conversation.".into(),
+            ),
+            Error::SchemaTooNew { .. } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Install the newer library, then run ALTER EXTENSION pg_conversation UPDATE."
+                    .into(),
+            ),
+            Error::MigrationChanged { .. } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Install the library that made these tables; released migrations never change."
+                    .into(),
+            ),
+            Error::NameTaken { .. } => (
+                ERRCODE_DUPLICATE_OBJECT,
+                "Install into a schema of its own: CREATE SCHEMA chat; \
+                 CREATE EXTENSION pg_conversation WITH SCHEMA chat."
+                    .into(),
+            ),
+            Error::NotOwner => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "Run it as the role that owns the tables, or that ran CREATE EXTENSION.".into(),
+            ),
+            Error::SnapshotTooOld => (
+                ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "Run it in a transaction of isolation level READ COMMITTED.".into(),
+            ),
+            Error::NoSuchVersion(_) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Name a version from schema_version, or 0 for an empty schema.".into(),
+            ),
+            Error::RowsWouldBeLost { .. } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Take a backup, then call it with force => true.".into(),
+            ),
+            Error::NotConfirmed { database } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!(
+                    "It deletes every conversation. Call uninstall(confirm => '{}') to go on.",
+                    database.replace('\'', "''")
+                ),
+            ),
+            Error::NotSignedIn => (
+                ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "Set request.jwt.claims, or pg_conversation.user_id, to the caller's id.".into(),
+            ),
+            Error::UserInactive(_) => (
+                ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "An administrator can activate the user and the tenant.".into(),
+            ),
+            Error::NoSuchUser(_) | Error::NoSuchConversation(_) => (
+                ERRCODE_NO_DATA_FOUND,
+                "Check the id, and that the caller may write there.".into(),
+            ),
+            Error::NoSuchParent { .. } => (
+                ERRCODE_NO_DATA_FOUND,
+                "A parent is an earlier message of the same conversation.".into(),
+            ),
+            Error::UnknownRole(_) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Use user, assistant, system, tool or developer.".into(),
+            ),
+            Error::UnknownLevel(_) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Use read, write or manage.".into(),
+            ),
+            Error::RetryDiffers(_) => (
+                ERRCODE_UNIQUE_VIOLATION,
+                "Retry with the same role, content, parts, parent and metadata, or use a new key."
+                    .into(),
+            ),
+            Error::Refused(_) => (
+                ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
+                "Insert a new row instead.".into(),
+            ),
+            Error::Missing(_) => (ERRCODE_NULL_VALUE_NOT_ALLOWED, "Give it a value.".into()),
+            Error::NotATrigger => (
+                ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "migrate() makes the triggers that call it.".into(),
+            ),
+            Error::Spi { .. } => return (ERRCODE_INTERNAL_ERROR, None),
+        };
+        (code, Some(hint))
+    }
+}
+
+/// Raises the error in Postgres, with its SQLSTATE and hint.
+pub trait OrRaise<T> {
+    fn or_raise(self) -> T;
+}
+
+impl<T> OrRaise<T> for Result<T, Error> {
+    fn or_raise(self) -> T {
+        match self {
+            Ok(value) => value,
+            Err(error) => raise(error),
+        }
+    }
+}
+
+fn raise(error: Error) -> ! {
+    let (code, hint) = error.code_and_hint();
+    let report = ErrorReport::new(code, error.to_string(), "pg_conversation");
+    let report = match hint {
+        Some(hint) => report.set_hint(hint),
+        None => report,
+    };
+    report.report(PgLogLevel::ERROR);
+    // The report never returns at this level; the type system does not know.
+    std::process::abort()
+}

@@ -1,0 +1,370 @@
+//! Who is calling: the subject of the claims, and the user and tenant it stands for.
+
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pgrx::Uuid;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde::Deserialize;
+
+use crate::access::{View, as_owner};
+use crate::error::{Error, OrRaise};
+use crate::plan::{Statement, arg};
+use crate::settings;
+
+/// An active user of an active tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Person {
+    pub id: Uuid,
+    pub tenant: Uuid,
+    pub is_admin: bool,
+}
+
+/// Whom the session speaks for, before any table is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// `users.auth_id`, from the claims of an authentication service.
+    Auth(Uuid),
+    /// `users.id`, from `pg_conversation.user_id`.
+    User(Uuid),
+}
+
+impl Subject {
+    pub fn id(self) -> Uuid {
+        match self {
+            Subject::Auth(id) | Subject::User(id) => id,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+}
+
+fn parse_uuid(text: &[u8]) -> Option<Uuid> {
+    let text = std::str::from_utf8(text).ok()?;
+    uuid::Uuid::try_parse(text.trim())
+        .ok()
+        .map(|id| Uuid::from_bytes(id.into_bytes()))
+}
+
+fn subject_of_claims(claims: &[u8]) -> Option<Uuid> {
+    let claims: Claims = serde_json::from_slice(claims).ok()?;
+    parse_uuid(claims.sub?.as_bytes())
+}
+
+/// Claims that are there but name nobody never fall through to a weaker source.
+fn subject_from(sources: &[Option<&[u8]>; 3]) -> Option<Subject> {
+    match sources {
+        [Some(sub), _, _] => parse_uuid(sub).map(Subject::Auth),
+        [None, Some(claims), _] => subject_of_claims(claims).map(Subject::Auth),
+        [None, None, Some(user)] => parse_uuid(user).map(Subject::User),
+        [None, None, None] => None,
+    }
+}
+
+static PERSON_BY_AUTH_ID: Statement = Statement {
+    sql: "select u.id, u.tenant_id, u.role operator(pg_catalog.=) 'admin' \
+          from @extschema@.users u \
+          join @extschema@.tenants t on t.id operator(pg_catalog.=) u.tenant_id \
+          where u.auth_id operator(pg_catalog.=) $1 and u.is_active and t.is_active",
+    types: &[pg_sys::UUIDOID],
+};
+
+static PERSON_BY_ID: Statement = Statement {
+    sql: "select u.id, u.tenant_id, u.role operator(pg_catalog.=) 'admin' \
+          from @extschema@.users u \
+          join @extschema@.tenants t on t.id operator(pg_catalog.=) u.tenant_id \
+          where u.id operator(pg_catalog.=) $1 and u.is_active and t.is_active",
+    types: &[pg_sys::UUIDOID],
+};
+
+fn look_up(subject: Subject) -> Result<Option<Person>, Error> {
+    let statement = match subject {
+        Subject::Auth(_) => &PERSON_BY_AUTH_ID,
+        Subject::User(_) => &PERSON_BY_ID,
+    };
+    let person = as_owner(|| {
+        statement.read(&[arg(subject.id())], |row| {
+            Some(Person {
+                id: row.get(1)?,
+                tenant: row.get(2)?,
+                is_admin: row.get(3)?,
+            })
+        })
+    })?;
+    Ok(person.flatten())
+}
+
+/// The same for a row that is newer than the running statement.
+fn look_up_latest(subject: Subject) -> Result<Option<Person>, Error> {
+    // SAFETY: popped below; an ERROR in between is cleaned up by the abort.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+    }
+    let person = look_up(subject);
+    // SAFETY: the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    person
+}
+
+/// The last answer and all that it rests on.
+#[derive(Default)]
+struct Known {
+    sources: [Option<Vec<u8>>; 3],
+    subject: Option<Subject>,
+    view: Option<View>,
+    person: Option<Person>,
+    /// Start of the transaction that made the user's row: its first statement cannot see it.
+    made_in: Option<i64>,
+}
+
+impl Known {
+    fn rests_on(&self, sources: &[Option<&[u8]>; 3]) -> bool {
+        self.sources
+            .iter()
+            .zip(sources)
+            .all(|(known, now)| known.as_deref() == *now)
+    }
+}
+
+thread_local! {
+    static KNOWN: RefCell<Known> = RefCell::default();
+}
+
+/// Whom the session speaks for now; parsed again only when a setting has changed.
+pub fn subject() -> Option<Subject> {
+    let sources = [
+        settings::read(c"request.jwt.claim.sub"),
+        settings::read(c"request.jwt.claims"),
+        settings::read(c"pg_conversation.user_id"),
+    ];
+    KNOWN.with_borrow_mut(|known| {
+        if !known.rests_on(&sources) {
+            *known = Known {
+                sources: sources.map(|source| source.map(<[u8]>::to_vec)),
+                subject: subject_from(&sources),
+                ..Known::default()
+            };
+        }
+        known.subject
+    })
+}
+
+/// The user and tenant of the caller; `None` when there is no such user, or it or its tenant is
+/// inactive. Looked up anew whenever another view of the data could give another answer.
+pub fn person() -> Result<Option<Person>, Error> {
+    let Some(subject) = subject() else {
+        return Ok(None);
+    };
+    let view = View::now();
+    if let Some(person) =
+        KNOWN.with_borrow(|known| (view.is_some() && known.view == view).then_some(known.person))
+    {
+        return Ok(person);
+    }
+    let mut person = look_up(subject)?;
+    if person.is_none() && KNOWN.with_borrow(|known| known.made_in == Some(transaction_start())) {
+        person = look_up_latest(subject)?;
+    }
+    KNOWN.with_borrow_mut(|known| {
+        known.view = view;
+        known.person = person;
+    });
+    Ok(person)
+}
+
+/// The caller, if that is who `user` is. Policies ask it for every row: while the view stands and
+/// the user is the one known, no setting is read.
+pub fn person_if(user: Uuid) -> Result<Option<Person>, Error> {
+    let view = View::now();
+    let known = KNOWN.with_borrow(|known| {
+        if view.is_some() && known.view == view {
+            known.person
+        } else {
+            None
+        }
+    });
+    let person = match known {
+        Some(person) if person.id == user => Some(person),
+        _ => person()?,
+    };
+    Ok(person.filter(|person| person.id == user))
+}
+
+static ADD_USER: Statement = Statement {
+    sql: "insert into @extschema@.users (id, auth_id) values ($1, $1) on conflict do nothing",
+    types: &[pg_sys::UUIDOID],
+};
+
+/// The caller, who gets a users row in the default tenant if he has none.
+pub fn ensure_person() -> Result<Person, Error> {
+    let subject = subject().ok_or(Error::NotSignedIn)?;
+    if let Some(person) = person()? {
+        return Ok(person);
+    }
+    as_owner(|| ADD_USER.write(&[arg(subject.id())], |_| ()))?;
+    let person = look_up_latest(subject)?.ok_or(Error::UserInactive(subject.id()))?;
+    KNOWN.with_borrow_mut(|known| {
+        known.made_in = Some(transaction_start());
+        known.view = None;
+    });
+    Ok(person)
+}
+
+fn transaction_start() -> i64 {
+    // SAFETY: reads backend-local state.
+    unsafe { pg_sys::GetCurrentTransactionStartTimestamp() }
+}
+
+/// The users.id of the caller; null when nobody is signed in.
+#[pg_extern(stable, parallel_safe)]
+fn current_user_id() -> Option<Uuid> {
+    person().or_raise().map(|person| person.id)
+}
+
+/// The tenant of the caller; null when nobody is signed in.
+#[pg_extern(stable, parallel_safe)]
+fn current_tenant_id() -> Option<Uuid> {
+    person().or_raise().map(|person| person.tenant)
+}
+
+/// Whether the caller is an admin of his tenant.
+#[pg_extern(stable, parallel_safe)]
+fn is_tenant_admin() -> bool {
+    person().or_raise().is_some_and(|person| person.is_admin)
+}
+
+/// The users.id of the caller, whose users row is made if it is not there yet.
+#[pg_extern]
+fn ensure_user() -> Uuid {
+    ensure_person().or_raise().id
+}
+
+/// A UUID of version 7: rows made together lie together in an index.
+#[pg_extern(volatile, parallel_safe)]
+fn new_id() -> Uuid {
+    let id = IDS.with_borrow_mut(Ids::next);
+    Uuid::from_bytes(id)
+}
+
+/// Whether this backend made the id just now, so that no row can have it yet. True once an id.
+pub fn take_fresh(id: Uuid) -> bool {
+    IDS.with_borrow_mut(|ids| {
+        let fresh = ids.last == *id.as_bytes();
+        ids.last = [0; 16];
+        fresh
+    })
+}
+
+thread_local! {
+    static IDS: RefCell<Ids> = const { RefCell::new(Ids::new()) };
+}
+
+/// Makes ids that rise within a backend: 48 bits of milliseconds, 12 of their fraction, 62 random.
+struct Ids {
+    last: [u8; 16],
+    ticks: u64,
+    random: [u8; 512],
+    unused: usize,
+}
+
+impl Ids {
+    const fn new() -> Self {
+        Self {
+            last: [0; 16],
+            ticks: 0,
+            random: [0; 512],
+            unused: 0,
+        }
+    }
+
+    fn next(&mut self) -> [u8; 16] {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        // 4096 ticks a millisecond; a clock that stands or steps back only adds one.
+        let ticks = now.as_millis() as u64 * 4096
+            + u64::from(now.subsec_nanos() % 1_000_000) * 4096 / 1_000_000;
+        self.ticks = ticks.max(self.ticks + 1);
+        let mut bytes = [0; 10];
+        bytes[..2].copy_from_slice(&((self.ticks % 4096) as u16).to_be_bytes());
+        bytes[2..].copy_from_slice(&self.random_bytes());
+        self.last = uuid::Builder::from_unix_timestamp_millis(self.ticks / 4096, &bytes)
+            .into_uuid()
+            .into_bytes();
+        self.last
+    }
+
+    /// Eight bytes, drawn from the server's strong source 64 times less often than one by one.
+    fn random_bytes(&mut self) -> [u8; 8] {
+        if self.unused == 0 {
+            // SAFETY: fills exactly the buffer it is given.
+            let filled = unsafe {
+                pg_sys::pg_strong_random(self.random.as_mut_ptr().cast(), self.random.len())
+            };
+            if !filled {
+                error!("could not generate random values");
+            }
+            self.unused = self.random.len();
+        }
+        self.unused -= 8;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.random[self.unused..self.unused + 8]);
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUB: &str = "11111111-1111-4111-8111-111111111111";
+
+    #[test]
+    fn claims_name_a_subject_or_nobody() {
+        let id = parse_uuid(SUB.as_bytes());
+        assert!(id.is_some());
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+        let large = format!("{{\"a\":\"{}\",\"sub\":\"{SUB}\"}}", "x".repeat(1 << 20));
+        let cases: Vec<(String, Option<Uuid>)> = vec![
+            (format!("{{\"sub\":\"{SUB}\"}}"), id),
+            (
+                format!("{{\"role\":\"x\",\"sub\":\"{SUB}\",\"aud\":[1]}}"),
+                id,
+            ),
+            (large, id),
+            ("{}".into(), None),
+            ("{\"sub\":null}".into(), None),
+            ("{\"sub\":7}".into(), None),
+            ("{\"sub\":\"nobody\"}".into(), None),
+            ("not json".into(), None),
+            ("[]".into(), None),
+            (deep, None),
+        ];
+        for (claims, expected) in cases {
+            assert_eq!(
+                subject_of_claims(claims.as_bytes()),
+                expected,
+                "{:.80}",
+                claims
+            );
+        }
+    }
+
+    #[test]
+    fn claims_that_name_nobody_never_fall_back_to_a_setting() {
+        let sub = Some(SUB.as_bytes());
+        let id = parse_uuid(SUB.as_bytes()).map(Subject::Auth);
+        assert_eq!(subject_from(&[Some(b"x"), None, sub]), None);
+        assert_eq!(subject_from(&[None, Some(b"{}"), sub]), None);
+        assert_eq!(subject_from(&[sub, Some(b"{}"), None]), id);
+        assert_eq!(
+            subject_from(&[None, None, sub]),
+            id.map(|subject| Subject::User(subject.id()))
+        );
+    }
+}

@@ -1,0 +1,397 @@
+//! Tables, and all that hangs on them: made, checked, rolled back and removed here.
+//!
+//! Migrations make tables and run once; attachments (triggers, policies, defaults, comments) are
+//! replayed by every `migrate()`. Neither becomes a member of the extension.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys::{self, Oid};
+use pgrx::prelude::*;
+
+use crate::access;
+use crate::error::{Error, OrRaise};
+use crate::plan::{self, Statement, arg};
+
+/// One step of the schema. Frozen once released: a change is a new step.
+pub struct Migration {
+    pub version: i32,
+    pub name: &'static str,
+    pub up: &'static str,
+    down: &'static str,
+}
+
+macro_rules! first {
+    ($version:literal, $domain:literal) => {
+        Migration {
+            version: $version,
+            name: $domain,
+            up: include_str!(concat!("../sql/", $domain, "/tables.sql")),
+            down: include_str!(concat!("../sql/", $domain, "/down.sql")),
+        }
+    };
+}
+
+pub const MIGRATIONS: [Migration; 4] = [
+    first!(1, "frame"),
+    first!(2, "identity"),
+    first!(3, "conversations"),
+    first!(4, "messages"),
+];
+
+pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
+
+/// Triggers, policies, defaults and comments of each domain; always those of the latest version.
+pub const ATTACHMENTS: [&str; 4] = [
+    include_str!("../sql/frame/attach.sql"),
+    include_str!("../sql/identity/attach.sql"),
+    include_str!("../sql/conversations/attach.sql"),
+    include_str!("../sql/messages/attach.sql"),
+];
+
+/// Roles of hosted deployments that get their grants without being asked for.
+const KNOWN_ROLES: &str = "select @extschema@.grant_access(known.role, known.profile) \
+    from (values ('authenticated', 'member'), ('service_role', 'service')) as known (role, profile) \
+    where exists (select from pg_roles where rolname = known.role)";
+
+/// Default privileges of the installer's database are not ours: new tables start with none.
+const REVOKE_DEFAULTS: &str = "do $$ declare grantee record; begin \
+    for grantee in \
+        select distinct c.oid::regclass as relation, a.grantee as oid \
+        from pg_class c, aclexplode(c.relacl) a \
+        where c.relnamespace = '@extschema@'::regnamespace and a.grantee <> c.relowner \
+        and c.relname = any (string_to_array('@tables@', ',')) \
+    loop \
+        execute format('revoke all on %s from %s', grantee.relation, \
+            case grantee.oid when 0 then 'public' else grantee.oid::regrole::text end); \
+    end loop; end $$";
+
+static APPLIED: Statement = Statement {
+    sql: "select max(version) from @extschema@.schema_version",
+    types: &[],
+};
+
+static CHANGED: Statement = Statement {
+    sql: "select name from @extschema@.schema_version where version = $1 \
+          and checksum <> encode(sha256(convert_to($2, 'UTF8')), 'hex')",
+    types: &[pg_sys::INT4OID, pg_sys::TEXTOID],
+};
+
+static RECORD: Statement = Statement {
+    sql: "insert into @extschema@.schema_version (version, name, checksum) \
+          values ($1, $2, encode(sha256(convert_to($3, 'UTF8')), 'hex'))",
+    types: &[pg_sys::INT4OID, pg_sys::TEXTOID, pg_sys::TEXTOID],
+};
+
+static FORGET: Statement = Statement {
+    sql: "delete from @extschema@.schema_version where version = $1",
+    types: &[pg_sys::INT4OID],
+};
+
+/// Brings the schema to the version of the library.
+#[pg_extern]
+fn migrate() -> i32 {
+    as_installer(|schema| {
+        let installed = installed_version(schema)?;
+        if installed > LATEST {
+            return Err(Error::SchemaTooNew {
+                found: installed,
+                known: LATEST,
+            });
+        }
+        if installed > 0
+            && let Some(name) = changed_migration()?
+        {
+            return Err(Error::MigrationChanged { name });
+        }
+        for migration in MIGRATIONS.iter().filter(|m| m.version > installed) {
+            apply(migration, schema)?;
+        }
+        for attachment in ATTACHMENTS {
+            run(attachment, schema)?;
+        }
+        run(KNOWN_ROLES, schema)?;
+        Ok(LATEST)
+    })
+    .or_raise()
+}
+
+/// Takes the schema back to a version.
+#[pg_extern]
+fn rollback_to(version: i32, force: default!(bool, "false")) -> i32 {
+    as_installer(|schema| roll_back(schema, version, force)).or_raise()
+}
+
+/// Drops every table with its rows.
+#[pg_extern]
+fn uninstall(confirm: Option<&str>) {
+    as_installer(|schema| {
+        let database = current_database();
+        if confirm != Some(database.as_str()) {
+            return Err(Error::NotConfirmed { database });
+        }
+        roll_back(schema, 0, true)
+    })
+    .or_raise();
+}
+
+fn apply(migration: &Migration, schema: Oid) -> Result<(), Error> {
+    let sql = plan::in_schema(migration.up, schema)?;
+    PgTryBuilder::new(|| plan::script(&sql))
+        .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_TABLE, name_taken)
+        .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, name_taken)
+        .execute()?;
+    let tables: Vec<&str> = created(migration.up, "table").collect();
+    run(
+        &REVOKE_DEFAULTS.replace("@tables@", &tables.join(",")),
+        schema,
+    )?;
+    RECORD.write(
+        &[
+            arg(migration.version),
+            arg(migration.name),
+            arg(migration.up),
+        ],
+        |_| (),
+    )?;
+    Ok(())
+}
+
+/// The caller raises the error again at once, so the failed statement leaves nothing behind.
+fn name_taken(cause: pg_sys::panic::CaughtError) -> Result<(), Error> {
+    match cause {
+        pg_sys::panic::CaughtError::PostgresError(report)
+        | pg_sys::panic::CaughtError::ErrorReport(report) => Err(Error::NameTaken {
+            message: report.message().into(),
+        }),
+        other => other.rethrow(),
+    }
+}
+
+/// The first migration that was run here in another form than the library has.
+pub fn changed_migration() -> Result<Option<String>, Error> {
+    for migration in &MIGRATIONS {
+        let args = [arg(migration.version), arg(migration.up)];
+        if let Some(name) = CHANGED.write(&args, |row| row.get::<String>(1))?.flatten() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
+    if version != 0 && !MIGRATIONS.iter().any(|m| m.version == version) {
+        return Err(Error::NoSuchVersion(version));
+    }
+    let installed = installed_version(schema)?;
+    let undone = || {
+        let applied = move |m: &&Migration| version < m.version && m.version <= installed;
+        MIGRATIONS.iter().rev().filter(applied)
+    };
+    if !force {
+        for migration in undone() {
+            for table in created(migration.up, "table") {
+                refuse_loss(schema, table, version)?;
+            }
+        }
+    }
+    for migration in undone() {
+        run(migration.down, schema)?;
+        if migration.version > 1 {
+            FORGET.write(&[arg(migration.version)], |_| ())?;
+        }
+    }
+    Ok(version.min(installed))
+}
+
+/// Rows that migrate() makes are no loss.
+fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
+    let ours = match table {
+        "schema_version" => return Ok(()),
+        "tenants" => " where slug <> 'default' or updated_at <> created_at",
+        _ => "",
+    };
+    let sql = format!("select 'rows' from @extschema@.{table}{ours} limit 1");
+    if plan::query_text(&plan::in_schema(&sql, schema)?)?.is_some() {
+        return Err(Error::RowsWouldBeLost {
+            table: table.into(),
+            version,
+        });
+    }
+    Ok(())
+}
+
+/// The version recorded in the database, 0 when there are no tables.
+pub fn installed_version(schema: Oid) -> Result<i32, Error> {
+    match plan::table(schema, c"schema_version") {
+        Ok(_) => Ok(APPLIED.write(&[], |row| row.get(1))?.flatten().unwrap_or(0)),
+        Err(Error::NotInstalled) => Ok(0),
+        Err(other) => Err(other),
+    }
+}
+
+/// Names of the objects of a kind that a script creates, in order.
+pub fn created<'a>(sql: &'a str, kind: &'a str) -> impl Iterator<Item = &'a str> {
+    sql.lines().filter_map(move |line| {
+        let rest = line
+            .strip_prefix("create ")?
+            .strip_prefix(kind)?
+            .strip_prefix(" @extschema@.")?;
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+    })
+}
+
+fn run(sql: &str, schema: Oid) -> Result<(), Error> {
+    plan::script(&plan::in_schema(sql, schema)?)
+}
+
+fn current_database() -> String {
+    // SAFETY: the name of the session's own database, copied at once.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() {
+            return String::new();
+        }
+        CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// Runs `work` as the owner of the tables, with a search_path of our own, outside the membership
+/// that CREATE EXTENSION gives to what its script makes, and in one session at a time.
+///
+/// A trusted extension's script runs as the bootstrap superuser. Tables made as that role would
+/// not be the installer's, so the role is changed first.
+fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Error> {
+    let home = plan::home()?;
+    let owner = match access::owner() {
+        Ok(owner) => owner,
+        Err(Error::NotInstalled) => home.owner,
+        Err(other) => return Err(other),
+    };
+    // SAFETY: reads backend-local state and the role cache; the lock is held to the end of the
+    // transaction, as DROP EXTENSION takes it.
+    unsafe {
+        if !pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) {
+            return Err(Error::NotOwner);
+        }
+        if pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 {
+            return Err(Error::SnapshotTooOld);
+        }
+        let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), false);
+        pg_sys::LockDatabaseObject(
+            pg_sys::ExtensionRelationId,
+            extension,
+            0,
+            pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE,
+        );
+    }
+    let _membership = NoMembership::begin();
+    access::as_role(owner, || with_own_settings(|| work(home.schema)))
+}
+
+/// Runs `work` with a search_path that holds nothing of the caller's.
+pub fn with_own_settings<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let _settings = OwnSettings::begin();
+    work()
+}
+
+/// Settings for the length of `migrate()`, undone at its end or by the abort.
+struct OwnSettings(i32);
+
+impl OwnSettings {
+    fn begin() -> Self {
+        // SAFETY: the level is closed in drop, or by the abort of the transaction.
+        let level = Self(unsafe { pg_sys::NewGUCNestLevel() });
+        for (name, value) in [
+            (c"search_path", c"pg_catalog, pg_temp"),
+            (c"client_min_messages", c"warning"),
+            (c"check_function_bodies", c"on"),
+        ] {
+            // SAFETY: static C strings; the action is undone with the level.
+            unsafe {
+                pg_sys::set_config_option(
+                    name.as_ptr(),
+                    value.as_ptr(),
+                    pg_sys::GucContext::PGC_USERSET,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                    pg_sys::GucAction::GUC_ACTION_SAVE,
+                    true,
+                    0,
+                    false,
+                );
+            }
+        }
+        level
+    }
+}
+
+impl Drop for OwnSettings {
+    fn drop(&mut self) {
+        // After an ERROR the abort of the transaction closes all levels.
+        if !std::thread::panicking() {
+            // SAFETY: the level opened in begin().
+            unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
+        }
+    }
+}
+
+/// While it lives, what is made does not become a member of the extension being created.
+struct NoMembership(bool);
+
+impl NoMembership {
+    fn begin() -> Self {
+        // SAFETY: backend-local flags, which CREATE EXTENSION resets itself after an ERROR.
+        unsafe {
+            let before = pg_sys::creating_extension;
+            pg_sys::creating_extension = false;
+            Self(before)
+        }
+    }
+}
+
+impl Drop for NoMembership {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: see begin().
+            unsafe { pg_sys::creating_extension = self.0 }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_rise_by_one() {
+        for (i, migration) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(migration.version, i as i32 + 1);
+        }
+    }
+
+    #[test]
+    fn scripts_tell_what_they_create() {
+        let tables: Vec<_> = MIGRATIONS
+            .iter()
+            .flat_map(|m| created(m.up, "table"))
+            .collect();
+        let expected = [
+            "schema_version",
+            "tenants",
+            "users",
+            "conversations",
+            "conversation_members",
+            "messages",
+        ];
+        assert_eq!(tables, expected);
+        for migration in &MIGRATIONS {
+            for table in created(migration.up, "table") {
+                assert!(
+                    migration
+                        .down
+                        .contains(&format!("drop table @extschema@.{table};"))
+                );
+            }
+        }
+    }
+}

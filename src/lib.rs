@@ -1,0 +1,73 @@
+//! The complete backend of an AI chat product inside Postgres.
+//!
+//! Members of the extension are functions only. Tables, types, indexes, triggers and policies are
+//! made by `migrate()` and belong to whoever installed it, so that dumps carry them and
+//! `DROP EXTENSION` leaves every row in place. `docs/decisions.md` has the evidence.
+
+use pgrx::prelude::*;
+
+mod access;
+mod conversations;
+mod doctor;
+mod error;
+mod identity;
+mod install;
+mod messages;
+mod plan;
+mod settings;
+mod trigger;
+
+pgrx::pg_module_magic!(name, version);
+
+/// Runs once in each backend that loads the library.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    settings::define();
+    plan::watch_catalog();
+}
+
+// The extension script: Rust functions first, then the SQL functions of each domain, then the
+// tables. A restore brings its own tables, so the last step looks before it acts.
+extension_sql!(
+    "\\echo Use \"CREATE EXTENSION pg_conversation\" to load this file. \\quit",
+    name = "guard",
+    bootstrap
+);
+extension_sql_file!(
+    "../sql/frame/api.sql",
+    name = "frame_api",
+    requires = [
+        access::has_conversation_access,
+        access::has_conversation_access_by_row,
+        doctor::doctor,
+        identity::current_tenant_id,
+        identity::current_user_id,
+        identity::ensure_user,
+        identity::is_tenant_admin,
+        identity::new_id,
+        install::migrate,
+        install::rollback_to,
+        install::uninstall,
+    ]
+);
+extension_sql_file!(
+    "../sql/identity/api.sql",
+    name = "identity_api",
+    requires = ["frame_api"]
+);
+extension_sql_file!(
+    "../sql/access/api.sql",
+    name = "access_api",
+    requires = ["identity_api"]
+);
+extension_sql_file!(
+    "../sql/conversations/api.sql",
+    name = "conversations_api",
+    requires = ["access_api"]
+);
+extension_sql_file!(
+    "../sql/messages/api.sql",
+    name = "messages_api",
+    requires = ["conversations_api"]
+);
+extension_sql_file!("../sql/frame/install.sql", name = "install", finalize);

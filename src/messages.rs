@@ -1,0 +1,279 @@
+//! Numbering of messages, and `add_message`.
+
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::{FromDatum, IntoDatum, Uuid};
+
+use crate::access::{Level, as_role, is_restricted, level_in};
+use crate::error::Error;
+use crate::identity::{self, person};
+use crate::plan::{Arg, Statement, arg};
+use crate::trigger::{TriggerRow, c_function};
+
+/// The row lock queues messages of one conversation until the writer commits, so that numbers have
+/// no gap; different conversations never meet.
+static NUMBER: Statement = Statement {
+    sql: "update @extschema@.conversations \
+          set last_sequence = last_sequence operator(pg_catalog.+) 1, \
+              updated_at = greatest(updated_at, pg_catalog.now()) \
+          where id operator(pg_catalog.=) $1 and deleted_at is null \
+          returning last_sequence, tenant_id",
+    types: &[pg_sys::UUIDOID],
+};
+
+static LOCK: Statement = Statement {
+    sql: "select last_sequence operator(pg_catalog.+) 1, tenant_id \
+          from @extschema@.conversations \
+          where id operator(pg_catalog.=) $1 and deleted_at is null for no key update",
+    types: &[pg_sys::UUIDOID],
+};
+
+static IS_TAKEN: Statement = Statement {
+    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 \
+          union all \
+          select true from @extschema@.messages where conversation_id operator(pg_catalog.=) $2 \
+          and client_message_id operator(pg_catalog.=) $3 \
+          limit 1",
+    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID, pg_sys::TEXTOID],
+};
+
+static COUNT_TO: Statement = Statement {
+    sql: "update @extschema@.conversations set last_sequence = $2 \
+          where id operator(pg_catalog.=) $1 and last_sequence operator(pg_catalog.<) $2",
+    types: &[pg_sys::UUIDOID, pg_sys::INT4OID],
+};
+
+static TENANT_OF: Statement = Statement {
+    sql: "select tenant_id from @extschema@.conversations where id operator(pg_catalog.=) $1",
+    types: &[pg_sys::UUIDOID],
+};
+
+static IS_PARENT: Statement = Statement {
+    sql: "select true from @extschema@.messages \
+          where id operator(pg_catalog.=) $1 and conversation_id operator(pg_catalog.=) $2",
+    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
+};
+
+c_function!(
+    /// Gives tenant and number to a new message. A row that brings its number is a restored one and
+    /// stays as it was.
+    place_message, pg_finfo_place_message, place
+);
+
+fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let mut row = TriggerRow::new(fcinfo)?;
+    let conversation = row
+        .get::<Uuid>(c"conversation_id")?
+        .ok_or(Error::Missing("conversation_id"))?;
+
+    // Before the lock: a stranger must not hold up those who write here, and hears the same as for
+    // a conversation that does not exist.
+    if is_restricted(row.table()) {
+        let level = match person()? {
+            Some(person) => level_in(conversation, &person)?,
+            None => Level::None,
+        };
+        if level < Level::Write {
+            return Err(Error::NoSuchConversation(conversation));
+        }
+    }
+
+    let owner = row.table_owner();
+    let (number, tenant) = as_role(owner, || match row.get::<i32>(c"sequence_number")? {
+        None => number(&row, conversation),
+        Some(number) => keep_number(number, conversation),
+    })?;
+    row.set(c"sequence_number", number)?;
+    row.set(c"tenant_id", tenant)?;
+    Ok(row.finish())
+}
+
+fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
+    if let Some(parent) = row.get::<Uuid>(c"parent_id")?
+        && IS_PARENT
+            .write(&[arg(parent), arg(conversation)], |_| ())?
+            .is_none()
+    {
+        return Err(Error::NoSuchParent {
+            parent,
+            conversation,
+        });
+    }
+    let id = row.get::<Uuid>(c"id")?.ok_or(Error::Missing("id"))?;
+    let retry_key = row.get::<&str>(c"client_message_id")?;
+
+    // A row that is about to conflict must not use up a number, for ON CONFLICT DO NOTHING would
+    // leave a gap. An id made a moment ago cannot conflict; everything else is looked up under the
+    // lock, when whoever held it before has committed.
+    if !identity::take_fresh(id) || retry_key.is_some() {
+        let next = read_number(&LOCK, conversation)?;
+        let keys = [
+            arg(id),
+            arg(conversation),
+            retry_key.and_then(IntoDatum::into_datum),
+        ];
+        if IS_TAKEN.write(&keys, |_| ())?.is_some() {
+            return Ok(next);
+        }
+    }
+    read_number(&NUMBER, conversation)
+}
+
+fn read_number(statement: &'static Statement, conversation: Uuid) -> Result<(i32, Uuid), Error> {
+    statement
+        .write(&[arg(conversation)], |found| {
+            Some((found.get(1)?, found.get(2)?))
+        })?
+        .flatten()
+        .ok_or(Error::NoSuchConversation(conversation))
+}
+
+/// The counter follows numbers that rows bring along; a dump brings a counter that is high enough.
+fn keep_number(number: i32, conversation: Uuid) -> Result<(i32, Uuid), Error> {
+    COUNT_TO.write(&[arg(conversation), arg(number)], |_| ())?;
+    let tenant = TENANT_OF
+        .write(&[arg(conversation)], |found| found.get(1))?
+        .flatten()
+        .ok_or(Error::NoSuchConversation(conversation))?;
+    Ok((number, tenant))
+}
+
+const ROLES: [&str; 5] = ["user", "assistant", "system", "tool", "developer"];
+
+static ADD: Statement = Statement {
+    sql: "insert into @extschema@.messages \
+          (conversation_id, role, content, parent_id, parts, metadata) \
+          values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, coalesce($6, '{}')) \
+          returning id, sequence_number",
+    types: &[
+        pg_sys::UUIDOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::UUIDOID,
+        pg_sys::JSONBOID,
+        pg_sys::JSONBOID,
+    ],
+};
+
+const WITH_KEY: &[Oid] = &[
+    pg_sys::UUIDOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::UUIDOID,
+    pg_sys::JSONBOID,
+    pg_sys::JSONBOID,
+    pg_sys::TEXTOID,
+];
+
+static ADD_ONCE: Statement = Statement {
+    sql: "insert into @extschema@.messages \
+          (conversation_id, role, content, parent_id, parts, metadata, client_message_id) \
+          values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, coalesce($6, '{}'), \
+                  $7) \
+          on conflict (conversation_id, client_message_id) where client_message_id is not null \
+          do nothing \
+          returning id, sequence_number",
+    types: WITH_KEY,
+};
+
+static FIND: Statement = Statement {
+    sql: "select id, sequence_number, \
+          role operator(pg_catalog.=) $2::@extschema@.message_role \
+          and content operator(pg_catalog.=) coalesce($3, '') \
+          and parent_id is not distinct from $4 \
+          and parts is not distinct from $5 \
+          and metadata operator(pg_catalog.=) coalesce($6, '{}') \
+          from @extschema@.messages \
+          where conversation_id operator(pg_catalog.=) $1 \
+          and client_message_id operator(pg_catalog.=) $7",
+    types: WITH_KEY,
+};
+
+struct Added {
+    id: Uuid,
+    number: i32,
+    created: bool,
+}
+
+c_function!(
+    /// Adds a message; with a retry key, once.
+    add_message, pg_finfo_add_message, added_row
+);
+
+fn added_row(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let added = add(fcinfo)?;
+    let mut values = [
+        arg(added.id).unwrap_or(Datum::from(0)),
+        added.number.into(),
+        added.created.into(),
+    ];
+    let mut nulls = [false; 3];
+    // SAFETY: the function is declared with exactly these three columns.
+    unsafe {
+        let mut desc = std::ptr::null_mut();
+        pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut desc);
+        let desc = pg_sys::BlessTupleDesc(desc);
+        let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
+        Ok(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
+    }
+}
+
+/// Arguments go to the statements as they came: no text or JSON is taken apart on the way.
+fn add(fcinfo: pg_sys::FunctionCallInfo) -> Result<Added, Error> {
+    // SAFETY: the function is declared with seven arguments of these types.
+    let raw = |n: usize| -> Arg { unsafe { pgrx::fcinfo::pg_getarg_datum(fcinfo, n) } };
+    let (conversation, role, content, key) = (raw(0), raw(1), raw(2), raw(3));
+    let (parent, parts, metadata) = (raw(4), raw(5), raw(6));
+    if conversation.is_none() {
+        return Err(Error::Missing("conversation_id"));
+    }
+    // SAFETY: the second argument is a text.
+    let name = role.and_then(|role| unsafe { <&str>::from_datum(role, false) });
+    let name = name.ok_or(Error::Missing("role"))?;
+    if !ROLES.contains(&name) {
+        return Err(Error::UnknownRole(name.into()));
+    }
+
+    let args = [conversation, role, content, parent, parts, metadata, key];
+    let Some(key) = key else {
+        return insert(&ADD, &args[..6])?.ok_or(Error::Missing("message"));
+    };
+    // A retry long after is the rule, one that meets the first call half-way the exception.
+    if let Some(first) = find(&args, key)? {
+        return Ok(first);
+    }
+    if let Some(added) = insert(&ADD_ONCE, &args)? {
+        return Ok(added);
+    }
+    find(&args, key)?.ok_or(Error::Missing("message"))
+}
+
+fn insert(statement: &'static Statement, args: &[Arg]) -> Result<Option<Added>, Error> {
+    let added = statement.write(args, |row| {
+        Some(Added {
+            id: row.get(1)?,
+            number: row.get(2)?,
+            created: true,
+        })
+    })?;
+    Ok(added.flatten())
+}
+
+fn find(args: &[Arg], key: Datum) -> Result<Option<Added>, Error> {
+    let found = FIND.write(args, |row| {
+        let added = Added {
+            id: row.get(1)?,
+            number: row.get(2)?,
+            created: false,
+        };
+        Some((added, row.get(3).unwrap_or(false)))
+    })?;
+    match found.flatten() {
+        Some((added, true)) => Ok(Some(added)),
+        Some((_, false)) => {
+            // SAFETY: the retry key is a text.
+            let key = unsafe { String::from_datum(key, false) };
+            Err(Error::RetryDiffers(key.unwrap_or_default()))
+        }
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,267 @@
+//! Kept plans: each statement is planned once a backend and role, not once a call.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::{FromDatum, IntoDatum};
+
+use crate::error::Error;
+
+/// The extension as this backend last saw it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Home {
+    pub schema: Oid,
+    pub owner: Oid,
+}
+
+const FIND_HOME: &CStr = c"select extnamespace, extowner from pg_catalog.pg_extension \
+                           where extname operator(pg_catalog.=) 'pg_conversation'";
+
+thread_local! {
+    static HOME: Cell<Option<Home>> = const { Cell::new(None) };
+    static PLANS: RefCell<HashMap<(usize, Oid, Oid), pg_sys::SPIPlanPtr>> = RefCell::default();
+}
+
+/// Beyond this many plans, roles share one and Postgres replans it when they take turns. Plans are
+/// never freed, for one may be running further up the stack.
+const MOST_PLANS: usize = 256;
+
+/// Forgets the schema whenever a function is made or dropped: after DROP EXTENSION and CREATE
+/// EXTENSION the extension may live elsewhere.
+pub fn watch_catalog() {
+    unsafe extern "C-unwind" fn forget(_arg: Datum, _cache: i32, _hash: u32) {
+        HOME.set(None);
+    }
+    // SAFETY: called once from _PG_init; the callback only writes a thread-local cell.
+    unsafe {
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::PROCOID as i32,
+            Some(forget),
+            Datum::from(0),
+        );
+    }
+}
+
+/// Where the extension lives and who owns it.
+pub fn home() -> Result<Home, Error> {
+    if let Some(home) = HOME.get() {
+        return Ok(home);
+    }
+    let home = spi(|| {
+        // SAFETY: connected; a constant statement without arguments.
+        let status = unsafe { pg_sys::SPI_execute(FIND_HOME.as_ptr(), true, 1) };
+        check("SPI_execute", status)?;
+        Ok(first_row(|row| Home {
+            schema: row.get(1).unwrap_or(Oid::INVALID),
+            owner: row.get(2).unwrap_or(Oid::INVALID),
+        }))
+    })?
+    .ok_or(Error::NoExtension)?;
+    HOME.set(Some(home));
+    Ok(home)
+}
+
+/// The schema's name, quoted where SQL needs it.
+pub fn schema_name(schema: Oid) -> Result<String, Error> {
+    // SAFETY: both return palloc'd or static C strings that are copied at once.
+    unsafe {
+        let name = pg_sys::get_namespace_name(schema);
+        if name.is_null() {
+            return Err(Error::NoExtension);
+        }
+        Ok(CStr::from_ptr(pg_sys::quote_identifier(name))
+            .to_string_lossy()
+            .into_owned())
+    }
+}
+
+/// `text` with the extension's schema in place of `@extschema@`.
+pub fn in_schema(text: &str, schema: Oid) -> Result<String, Error> {
+    Ok(text.replace("@extschema@", &schema_name(schema)?))
+}
+
+/// The oid of one of our tables.
+pub fn table(schema: Oid, name: &CStr) -> Result<Oid, Error> {
+    // SAFETY: a syscache look-up by name and namespace.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+    if oid == Oid::INVALID {
+        Err(Error::NotInstalled)
+    } else {
+        Ok(oid)
+    }
+}
+
+/// A statement over our tables. As the owner it runs on behalf of callers with a search_path of
+/// their own, so its text qualifies every name and every operator.
+pub struct Statement {
+    pub sql: &'static str,
+    pub types: &'static [Oid],
+}
+
+/// One argument; `None` is null.
+pub type Arg = Option<Datum>;
+
+pub fn arg<T: IntoDatum>(value: T) -> Arg {
+    value.into_datum()
+}
+
+impl Statement {
+    /// Runs in the caller's snapshot and takes no transaction id: for reading functions.
+    pub fn read<T>(
+        &'static self,
+        args: &[Arg],
+        row: impl FnOnce(&Row) -> T,
+    ) -> Result<Option<T>, Error> {
+        self.run(args, true, row)
+    }
+
+    /// Runs in a snapshot of its own, so it sees what was committed while it waited for a lock.
+    pub fn write<T>(
+        &'static self,
+        args: &[Arg],
+        row: impl FnOnce(&Row) -> T,
+    ) -> Result<Option<T>, Error> {
+        self.run(args, false, row)
+    }
+
+    fn run<T>(
+        &'static self,
+        args: &[Arg],
+        read_only: bool,
+        row: impl FnOnce(&Row) -> T,
+    ) -> Result<Option<T>, Error> {
+        let home = home()?;
+        let mut values: [Datum; 8] = [Datum::from(0); 8];
+        let mut nulls = [b' ' as std::ffi::c_char; 8];
+        for (i, arg) in args.iter().enumerate() {
+            match arg {
+                Some(datum) => values[i] = *datum,
+                None => nulls[i] = b'n' as std::ffi::c_char,
+            }
+        }
+        spi(|| {
+            let plan = self.plan(home.schema)?;
+            // SAFETY: connected; values and nulls are as long as the plan's arguments.
+            let status = unsafe {
+                pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 1)
+            };
+            check("SPI_execute_plan", status)?;
+            Ok(first_row(row))
+        })
+    }
+
+    fn plan(&'static self, schema: Oid) -> Result<pg_sys::SPIPlanPtr, Error> {
+        // One plan a role: with row level security a plan made for one role is thrown away when
+        // another one runs it, and poolers switch roles all the time.
+        let role = if PLANS.with_borrow(HashMap::len) < MOST_PLANS {
+            // SAFETY: reads a global.
+            unsafe { pg_sys::GetUserId() }
+        } else {
+            Oid::INVALID
+        };
+        let key = (std::ptr::from_ref(self) as usize, schema, role);
+        if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&key).copied()) {
+            return Ok(plan);
+        }
+        let text = in_schema(self.sql, schema)?;
+        let text = CString::new(text).map_err(|_| Error::Spi {
+            call: "CString",
+            code: 0,
+        })?;
+        let mut types = self.types.to_vec();
+        // SAFETY: connected; a failed prepare raises an ERROR or returns null.
+        let plan = unsafe {
+            let plan = pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr());
+            if plan.is_null() {
+                return Err(Error::Spi {
+                    call: "SPI_prepare",
+                    code: pg_sys::SPI_result,
+                });
+            }
+            check("SPI_keepplan", pg_sys::SPI_keepplan(plan))?;
+            plan
+        };
+        PLANS.with_borrow_mut(|plans| plans.insert(key, plan));
+        Ok(plan)
+    }
+}
+
+/// The first row of a result.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    desc: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// The value of column `n`, counted from 1, copied out of SPI's memory by its Rust type.
+    pub fn get<T: FromDatum>(&self, n: i32) -> Option<T> {
+        let mut is_null = false;
+        // SAFETY: tuple and descriptor come from the same result; T is what the statement returns.
+        unsafe {
+            let datum = pg_sys::SPI_getbinval(self.tuple, self.desc, n, &mut is_null);
+            T::from_datum(datum, is_null)
+        }
+    }
+}
+
+fn first_row<T>(read: impl FnOnce(&Row) -> T) -> Option<T> {
+    // SAFETY: SPI_tuptable and SPI_processed describe the statement that has just run.
+    unsafe {
+        let result = pg_sys::SPI_tuptable;
+        if result.is_null() || pg_sys::SPI_processed == 0 {
+            return None;
+        }
+        Some(read(&Row {
+            tuple: *(*result).vals,
+            desc: (*result).tupdesc,
+        }))
+    }
+}
+
+/// Runs `work` connected to SPI. After an ERROR the transaction's abort cleans up, as for PL/pgSQL.
+pub fn spi<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    // SAFETY: balanced by SPI_finish on every path that does not abort the transaction.
+    check("SPI_connect", unsafe { pg_sys::SPI_connect() })?;
+    let result = work();
+    check("SPI_finish", unsafe { pg_sys::SPI_finish() })?;
+    result
+}
+
+/// Runs SQL text of several statements; for set-up only, for it plans anew each time.
+pub fn script(sql: &str) -> Result<(), Error> {
+    let text = CString::new(sql).map_err(|_| Error::Spi {
+        call: "CString",
+        code: 0,
+    })?;
+    spi(|| {
+        // SAFETY: connected; the text is a valid C string.
+        check("SPI_execute", unsafe {
+            pg_sys::SPI_execute(text.as_ptr(), false, 0)
+        })
+    })
+}
+
+/// The first column of the first row, as text; for checks, for it plans anew each time.
+pub fn query_text(sql: &str) -> Result<Option<String>, Error> {
+    let text = CString::new(sql).map_err(|_| Error::Spi {
+        call: "CString",
+        code: 0,
+    })?;
+    spi(|| {
+        // SAFETY: connected; the text is a valid C string.
+        check("SPI_execute", unsafe {
+            pg_sys::SPI_execute(text.as_ptr(), true, 1)
+        })?;
+        Ok(first_row(|row| row.get(1)).flatten())
+    })
+}
+
+fn check(call: &'static str, code: i32) -> Result<(), Error> {
+    if code < 0 {
+        Err(Error::Spi { call, code })
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! Every setting of the extension, in one place.
+
+use std::ffi::{CStr, CString};
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+/// Whether CREATE EXTENSION and ALTER EXTENSION UPDATE run `migrate()`.
+pub static AUTO_INSTALL: GucSetting<bool> = GucSetting::<bool>::new(true);
+
+/// The caller's `users.id` where no authentication service sets claims.
+pub static USER_ID: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+pub fn define() {
+    GucRegistry::define_bool_guc(
+        c"pg_conversation.auto_install",
+        c"Lets CREATE EXTENSION make the tables.",
+        c"Turn it off to restore a dump of a schema, which brings the tables itself.",
+        &AUTO_INSTALL,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_conversation.user_id",
+        c"users.id of the caller where no claims are set.",
+        c"Claims in request.jwt.claims or request.jwt.claim.sub win over it.",
+        &USER_ID,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    unsafe {
+        // SAFETY: called from _PG_init; the name is a static C string.
+        pgrx::pg_sys::MarkGUCPrefixReserved(c"pg_conversation".as_ptr());
+    }
+}
+
+/// The value of any setting, ours or not; empty counts as absent, as `SET LOCAL` leaves it behind.
+pub fn read(name: &CStr) -> Option<&'static [u8]> {
+    // SAFETY: missing_ok makes an unknown name null; the string lives at least until the setting
+    // changes, and callers copy what they keep.
+    let value = unsafe { pgrx::pg_sys::GetConfigOption(name.as_ptr(), true, false) };
+    if value.is_null() {
+        return None;
+    }
+    let bytes = unsafe { CStr::from_ptr(value) }.to_bytes();
+    (!bytes.is_empty()).then_some(bytes)
+}
