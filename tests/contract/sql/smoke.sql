@@ -1,0 +1,2 @@
+create extension pg_conversation;
+select check_name, ok from doctor();
