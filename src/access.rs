@@ -63,11 +63,7 @@ fn level(
     if conversation.deleted {
         return Ok(Level::None);
     }
-    let shared = if conversation.visibility == "tenant" {
-        Level::Read
-    } else {
-        Level::None
-    };
+    let shared = if conversation.visibility == "tenant" { Level::Read } else { Level::None };
     Ok(shared.max(membership()?))
 }
 
@@ -86,34 +82,38 @@ static MEMBERSHIP: Statement = Statement {
 fn membership(conversation: Uuid, person: &Person) -> Result<Level, Error> {
     as_owner(|| {
         let role = MEMBERSHIP
-            .read(&[arg(conversation), arg(person.id)], |row| {
-                row.get::<String>(1)
-            })?
+            .read(&[arg(conversation), arg(person.id)], |row| row.get::<String>(1))?
             .flatten();
         Ok(Level::of_member(role.as_deref()))
     })
 }
 
+/// Answers already given to one person under one view of the data.
+#[derive(Default)]
+struct Answers {
+    of: Option<(View, Uuid)>,
+    levels: HashMap<Uuid, Level>,
+}
+
 thread_local! {
-    /// Answers already given to this person under this view of the data.
-    static ANSWERS: RefCell<(Option<(View, Uuid)>, HashMap<Uuid, Level>)> = RefCell::default();
+    static ANSWERS: RefCell<Answers> = RefCell::default();
 }
 
 /// A statement over very many conversations starts its answers anew rather than keep them all.
 const MOST_ANSWERS: usize = 100_000;
 
 fn known(view: View, person: &Person, conversation: Uuid) -> Option<Level> {
-    ANSWERS.with_borrow_mut(|(of, answers)| {
-        if *of != Some((view, person.id)) || answers.len() > MOST_ANSWERS {
-            *of = Some((view, person.id));
-            answers.clear();
+    ANSWERS.with_borrow_mut(|answers| {
+        if answers.of != Some((view, person.id)) || answers.levels.len() > MOST_ANSWERS {
+            answers.of = Some((view, person.id));
+            answers.levels.clear();
         }
-        answers.get(&conversation).copied()
+        answers.levels.get(&conversation).copied()
     })
 }
 
 fn remember(conversation: Uuid, level: Level) {
-    ANSWERS.with_borrow_mut(|(_, answers)| answers.insert(conversation, level));
+    ANSWERS.with_borrow_mut(|answers| answers.levels.insert(conversation, level));
 }
 
 /// The caller's level in a conversation of which only the id is known.
@@ -131,9 +131,7 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
                 visibility: &visibility,
                 deleted: row.get(4).unwrap_or(true),
             };
-            level(person, &conversation_row, || {
-                membership(conversation, person)
-            })
+            level(person, &conversation_row, || membership(conversation, person))
         })
     })?;
     let level = found.unwrap_or(Ok(Level::None))?;
@@ -301,94 +299,18 @@ mod tests {
     #[test]
     fn the_rule_of_access() {
         let id = Uuid::from_bytes;
-        let person = |is_admin| Person {
-            id: id(ME),
-            tenant: id(TENANT),
-            is_admin,
-        };
+        let person = |is_admin| Person { id: id(ME), tenant: id(TENANT), is_admin };
         // tenant, owner, visibility, deleted, admin, membership -> level
         let cases = [
-            (
-                TENANT,
-                ME,
-                "private",
-                false,
-                false,
-                Level::None,
-                Level::Manage,
-            ),
-            (
-                TENANT,
-                ME,
-                "private",
-                true,
-                false,
-                Level::None,
-                Level::Manage,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "private",
-                false,
-                false,
-                Level::None,
-                Level::None,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "private",
-                false,
-                false,
-                Level::Read,
-                Level::Read,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "private",
-                false,
-                false,
-                Level::Write,
-                Level::Write,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "tenant",
-                false,
-                false,
-                Level::None,
-                Level::Read,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "tenant",
-                false,
-                false,
-                Level::Write,
-                Level::Write,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "tenant",
-                true,
-                false,
-                Level::Write,
-                Level::None,
-            ),
-            (
-                TENANT,
-                OTHER,
-                "private",
-                false,
-                true,
-                Level::None,
-                Level::Manage,
-            ),
+            (TENANT, ME, "private", false, false, Level::None, Level::Manage),
+            (TENANT, ME, "private", true, false, Level::None, Level::Manage),
+            (TENANT, OTHER, "private", false, false, Level::None, Level::None),
+            (TENANT, OTHER, "private", false, false, Level::Read, Level::Read),
+            (TENANT, OTHER, "private", false, false, Level::Write, Level::Write),
+            (TENANT, OTHER, "tenant", false, false, Level::None, Level::Read),
+            (TENANT, OTHER, "tenant", false, false, Level::Write, Level::Write),
+            (TENANT, OTHER, "tenant", true, false, Level::Write, Level::None),
+            (TENANT, OTHER, "private", false, true, Level::None, Level::Manage),
             (OTHER, ME, "tenant", false, true, Level::Manage, Level::None),
         ];
         for (tenant, owner, visibility, deleted, admin, member, expected) in cases {
@@ -399,10 +321,7 @@ mod tests {
                 deleted,
             };
             let found = level(&person(admin), &conversation, || Ok(member));
-            assert!(
-                found.is_ok_and(|found| found == expected),
-                "{visibility} {deleted} {admin}"
-            );
+            assert!(found.is_ok_and(|found| found == expected), "{visibility} {deleted} {admin}");
         }
     }
 }

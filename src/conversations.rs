@@ -50,9 +50,7 @@ fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
         None => (&TENANT, given.unwrap_or(Uuid::from_bytes(DEFAULT_TENANT))),
     };
     let (tenant, visibility) = as_role(row.table_owner(), || {
-        statement.write(&[arg(key)], |found| {
-            (found.get::<Uuid>(1), found.get::<String>(2))
-        })
+        statement.write(&[arg(key)], |found| (found.get::<Uuid>(1), found.get::<String>(2)))
     })?
     .ok_or(Error::NoSuchUser(key))?;
     if given != tenant {
@@ -66,10 +64,7 @@ fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let continuation = row.get::<String>(c"continuation_id")?;
     let name = match continuation.as_ref().or(session.as_ref()) {
         Some(name) => name.clone(),
-        None => row
-            .get::<Uuid>(c"id")?
-            .ok_or(Error::Missing("id"))?
-            .to_string(),
+        None => row.get::<Uuid>(c"id")?.ok_or(Error::Missing("id"))?.to_string(),
     };
     if session.is_none() {
         row.set(c"session_id", name.as_str())?;
@@ -111,16 +106,11 @@ c_function!(
 
 fn place_in_conversation(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let mut row = TriggerRow::new(fcinfo)?;
-    let conversation = row
-        .get::<Uuid>(c"conversation_id")?
-        .ok_or(Error::Missing("conversation_id"))?;
-    let user = row
-        .get::<Uuid>(c"user_id")?
-        .ok_or(Error::Missing("user_id"))?;
+    let conversation =
+        row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
+    let user = row.get::<Uuid>(c"user_id")?.ok_or(Error::Missing("user_id"))?;
     let tenant = as_role(row.table_owner(), || {
-        TENANT_OF_MEMBER.write(&[arg(conversation), arg(user)], |found| {
-            found.get::<Uuid>(1)
-        })
+        TENANT_OF_MEMBER.write(&[arg(conversation), arg(user)], |found| found.get::<Uuid>(1))
     })?
     .flatten()
     .ok_or(Error::NoSuchUser(user))?;

@@ -170,9 +170,7 @@ fn examine() -> Result<Vec<Finding>, Error> {
 /// Whether the migrations that were run here are those of the library.
 fn frozen() -> Result<Finding, Error> {
     let changed = install::changed_migration()?;
-    let hint = changed
-        .is_some()
-        .then_some("Install the library that made these tables.");
+    let hint = changed.is_some().then_some("Install the library that made these tables.");
     Ok(("migrations unchanged", changed.is_none(), changed, hint))
 }
 
@@ -206,10 +204,7 @@ fn expected(script: &str) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     for (i, window) in words.windows(8).enumerate() {
         let on = || {
-            words[i..]
-                .iter()
-                .position(|word| *word == "on")
-                .and_then(|at| words.get(i + at + 1))
+            words[i..].iter().position(|word| *word == "on").and_then(|at| words.get(i + at + 1))
         };
         match window {
             ["create", "table", name, ..] => found.push(("table", plain(name))),
@@ -224,16 +219,7 @@ fn expected(script: &str) -> Vec<(&'static str, String)> {
                     found.push(("trigger", format!("{name} on {}", plain(table))));
                 }
             }
-            [
-                "alter",
-                "table",
-                table,
-                "alter",
-                "column",
-                column,
-                "set",
-                "default",
-            ] => {
+            ["alter", "table", table, "alter", "column", column, "set", "default"] => {
                 found.push(("default", format!("{}.{column}", plain(table))));
             }
             _ => {}
@@ -262,10 +248,7 @@ mod tests {
             ("default", "a.id"),
         ];
         let found = expected(script);
-        let found: Vec<_> = found
-            .iter()
-            .map(|(kind, name)| (*kind, name.as_str()))
-            .collect();
+        let found: Vec<_> = found.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
         assert_eq!(found, expected_here);
     }
 }

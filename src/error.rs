@@ -35,10 +35,7 @@ pub enum Error {
     #[error("conversation {0} does not exist")]
     NoSuchConversation(pgrx::Uuid),
     #[error("message {parent} does not exist in conversation {conversation}")]
-    NoSuchParent {
-        parent: pgrx::Uuid,
-        conversation: pgrx::Uuid,
-    },
+    NoSuchParent { parent: pgrx::Uuid, conversation: pgrx::Uuid },
     #[error("unknown role \"{0}\"")]
     UnknownRole(String),
     #[error("unknown access level \"{0}\"")]
@@ -63,10 +60,9 @@ impl Error {
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "Run migrate() as the owner of the extension.".into(),
             ),
-            Error::NoExtension => (
-                ERRCODE_UNDEFINED_OBJECT,
-                "Run CREATE EXTENSION pg_conversation.".into(),
-            ),
+            Error::NoExtension => {
+                (ERRCODE_UNDEFINED_OBJECT, "Run CREATE EXTENSION pg_conversation.".into())
+            }
             Error::SchemaTooNew { .. } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "Install the newer library, then run ALTER EXTENSION pg_conversation UPDATE."
@@ -114,10 +110,9 @@ impl Error {
                 ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "An administrator can activate the user and the tenant.".into(),
             ),
-            Error::NoSuchUser(_) | Error::NoSuchConversation(_) => (
-                ERRCODE_NO_DATA_FOUND,
-                "Check the id, and that the caller may write there.".into(),
-            ),
+            Error::NoSuchUser(_) | Error::NoSuchConversation(_) => {
+                (ERRCODE_NO_DATA_FOUND, "Check the id, and that the caller may write there.".into())
+            }
             Error::NoSuchParent { .. } => (
                 ERRCODE_NO_DATA_FOUND,
                 "A parent is an earlier message of the same conversation.".into(),
@@ -126,19 +121,17 @@ impl Error {
                 ERRCODE_INVALID_PARAMETER_VALUE,
                 "Use user, assistant, system, tool or developer.".into(),
             ),
-            Error::UnknownLevel(_) => (
-                ERRCODE_INVALID_PARAMETER_VALUE,
-                "Use read, write or manage.".into(),
-            ),
+            Error::UnknownLevel(_) => {
+                (ERRCODE_INVALID_PARAMETER_VALUE, "Use read, write or manage.".into())
+            }
             Error::RetryDiffers(_) => (
                 ERRCODE_UNIQUE_VIOLATION,
                 "Retry with the same role, content, parts, parent and metadata, or use a new key."
                     .into(),
             ),
-            Error::Refused(_) => (
-                ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
-                "Insert a new row instead.".into(),
-            ),
+            Error::Refused(_) => {
+                (ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, "Insert a new row instead.".into())
+            }
             Error::Missing(_) => (ERRCODE_NULL_VALUE_NOT_ALLOWED, "Give it a value.".into()),
             Error::NotATrigger => (
                 ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,

@@ -45,9 +45,7 @@ struct Claims {
 
 fn parse_uuid(text: &[u8]) -> Option<Uuid> {
     let text = std::str::from_utf8(text).ok()?;
-    uuid::Uuid::try_parse(text.trim())
-        .ok()
-        .map(|id| Uuid::from_bytes(id.into_bytes()))
+    uuid::Uuid::try_parse(text.trim()).ok().map(|id| Uuid::from_bytes(id.into_bytes()))
 }
 
 fn subject_of_claims(claims: &[u8]) -> Option<Uuid> {
@@ -88,11 +86,7 @@ fn look_up(subject: Subject) -> Result<Option<Person>, Error> {
     };
     let person = as_owner(|| {
         statement.read(&[arg(subject.id())], |row| {
-            Some(Person {
-                id: row.get(1)?,
-                tenant: row.get(2)?,
-                is_admin: row.get(3)?,
-            })
+            Some(Person { id: row.get(1)?, tenant: row.get(2)?, is_admin: row.get(3)? })
         })
     })?;
     Ok(person.flatten())
@@ -101,10 +95,7 @@ fn look_up(subject: Subject) -> Result<Option<Person>, Error> {
 /// The same for a row that is newer than the running statement.
 fn look_up_latest(subject: Subject) -> Result<Option<Person>, Error> {
     // SAFETY: popped below; an ERROR in between is cleaned up by the abort.
-    unsafe {
-        pg_sys::CommandCounterIncrement();
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-    }
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
     let person = look_up(subject);
     // SAFETY: the snapshot pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
@@ -124,10 +115,7 @@ struct Known {
 
 impl Known {
     fn rests_on(&self, sources: &[Option<&[u8]>; 3]) -> bool {
-        self.sources
-            .iter()
-            .zip(sources)
-            .all(|(known, now)| known.as_deref() == *now)
+        self.sources.iter().zip(sources).all(|(known, now)| known.as_deref() == *now)
     }
 }
 
@@ -181,13 +169,12 @@ pub fn person() -> Result<Option<Person>, Error> {
 /// the user is the one known, no setting is read.
 pub fn person_if(user: Uuid) -> Result<Option<Person>, Error> {
     let view = View::now();
-    let known = KNOWN.with_borrow(|known| {
-        if view.is_some() && known.view == view {
-            known.person
-        } else {
-            None
-        }
-    });
+    let known =
+        KNOWN.with_borrow(
+            |known| {
+                if view.is_some() && known.view == view { known.person } else { None }
+            },
+        );
     let person = match known {
         Some(person) if person.id == user => Some(person),
         _ => person()?,
@@ -207,6 +194,8 @@ pub fn ensure_person() -> Result<Person, Error> {
         return Ok(person);
     }
     as_owner(|| ADD_USER.write(&[arg(subject.id())], |_| ()))?;
+    // SAFETY: makes the row visible to what follows in this transaction.
+    unsafe { pg_sys::CommandCounterIncrement() };
     let person = look_up_latest(subject)?.ok_or(Error::UserInactive(subject.id()))?;
     KNOWN.with_borrow_mut(|known| {
         known.made_in = Some(transaction_start());
@@ -274,18 +263,11 @@ struct Ids {
 
 impl Ids {
     const fn new() -> Self {
-        Self {
-            last: [0; 16],
-            ticks: 0,
-            random: [0; 512],
-            unused: 0,
-        }
+        Self { last: [0; 16], ticks: 0, random: [0; 512], unused: 0 }
     }
 
     fn next(&mut self) -> [u8; 16] {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // 4096 ticks a millisecond; a clock that stands or steps back only adds one.
         let ticks = now.as_millis() as u64 * 4096
             + u64::from(now.subsec_nanos() % 1_000_000) * 4096 / 1_000_000;
@@ -332,10 +314,7 @@ mod tests {
         let large = format!("{{\"a\":\"{}\",\"sub\":\"{SUB}\"}}", "x".repeat(1 << 20));
         let cases: Vec<(String, Option<Uuid>)> = vec![
             (format!("{{\"sub\":\"{SUB}\"}}"), id),
-            (
-                format!("{{\"role\":\"x\",\"sub\":\"{SUB}\",\"aud\":[1]}}"),
-                id,
-            ),
+            (format!("{{\"role\":\"x\",\"sub\":\"{SUB}\",\"aud\":[1]}}"), id),
             (large, id),
             ("{}".into(), None),
             ("{\"sub\":null}".into(), None),
@@ -346,12 +325,7 @@ mod tests {
             (deep, None),
         ];
         for (claims, expected) in cases {
-            assert_eq!(
-                subject_of_claims(claims.as_bytes()),
-                expected,
-                "{:.80}",
-                claims
-            );
+            assert_eq!(subject_of_claims(claims.as_bytes()), expected, "{:.80}", claims);
         }
     }
 
@@ -362,9 +336,6 @@ mod tests {
         assert_eq!(subject_from(&[Some(b"x"), None, sub]), None);
         assert_eq!(subject_from(&[None, Some(b"{}"), sub]), None);
         assert_eq!(subject_from(&[sub, Some(b"{}"), None]), id);
-        assert_eq!(
-            subject_from(&[None, None, sub]),
-            id.map(|subject| Subject::User(subject.id()))
-        );
+        assert_eq!(subject_from(&[None, None, sub]), id.map(|subject| Subject::User(subject.id())));
     }
 }

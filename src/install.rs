@@ -31,12 +31,8 @@ macro_rules! first {
     };
 }
 
-pub const MIGRATIONS: [Migration; 4] = [
-    first!(1, "frame"),
-    first!(2, "identity"),
-    first!(3, "conversations"),
-    first!(4, "messages"),
-];
+pub const MIGRATIONS: [Migration; 4] =
+    [first!(1, "frame"), first!(2, "identity"), first!(3, "conversations"), first!(4, "messages")];
 
 pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
 
@@ -65,10 +61,8 @@ const REVOKE_DEFAULTS: &str = "do $$ declare grantee record; begin \
             case grantee.oid when 0 then 'public' else grantee.oid::regrole::text end); \
     end loop; end $$";
 
-static APPLIED: Statement = Statement {
-    sql: "select max(version) from @extschema@.schema_version",
-    types: &[],
-};
+static APPLIED: Statement =
+    Statement { sql: "select max(version) from @extschema@.schema_version", types: &[] };
 
 static CHANGED: Statement = Statement {
     sql: "select name from @extschema@.schema_version where version = $1 \
@@ -93,10 +87,7 @@ fn migrate() -> i32 {
     as_installer(|schema| {
         let installed = installed_version(schema)?;
         if installed > LATEST {
-            return Err(Error::SchemaTooNew {
-                found: installed,
-                known: LATEST,
-            });
+            return Err(Error::SchemaTooNew { found: installed, known: LATEST });
         }
         if installed > 0
             && let Some(name) = changed_migration()?
@@ -141,18 +132,8 @@ fn apply(migration: &Migration, schema: Oid) -> Result<(), Error> {
         .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, name_taken)
         .execute()?;
     let tables: Vec<&str> = created(migration.up, "table").collect();
-    run(
-        &REVOKE_DEFAULTS.replace("@tables@", &tables.join(",")),
-        schema,
-    )?;
-    RECORD.write(
-        &[
-            arg(migration.version),
-            arg(migration.name),
-            arg(migration.up),
-        ],
-        |_| (),
-    )?;
+    run(&REVOKE_DEFAULTS.replace("@tables@", &tables.join(",")), schema)?;
+    RECORD.write(&[arg(migration.version), arg(migration.name), arg(migration.up)], |_| ())?;
     Ok(())
 }
 
@@ -160,9 +141,9 @@ fn apply(migration: &Migration, schema: Oid) -> Result<(), Error> {
 fn name_taken(cause: pg_sys::panic::CaughtError) -> Result<(), Error> {
     match cause {
         pg_sys::panic::CaughtError::PostgresError(report)
-        | pg_sys::panic::CaughtError::ErrorReport(report) => Err(Error::NameTaken {
-            message: report.message().into(),
-        }),
+        | pg_sys::panic::CaughtError::ErrorReport(report) => {
+            Err(Error::NameTaken { message: report.message().into() })
+        }
         other => other.rethrow(),
     }
 }
@@ -212,10 +193,7 @@ fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
     };
     let sql = format!("select 'rows' from @extschema@.{table}{ours} limit 1");
     if plan::query_text(&plan::in_schema(&sql, schema)?)?.is_some() {
-        return Err(Error::RowsWouldBeLost {
-            table: table.into(),
-            version,
-        });
+        return Err(Error::RowsWouldBeLost { table: table.into(), version });
     }
     Ok(())
 }
@@ -232,12 +210,9 @@ pub fn installed_version(schema: Oid) -> Result<i32, Error> {
 /// Names of the objects of a kind that a script creates, in order.
 pub fn created<'a>(sql: &'a str, kind: &'a str) -> impl Iterator<Item = &'a str> {
     sql.lines().filter_map(move |line| {
-        let rest = line
-            .strip_prefix("create ")?
-            .strip_prefix(kind)?
-            .strip_prefix(" @extschema@.")?;
-        rest.split(|c: char| !c.is_alphanumeric() && c != '_')
-            .next()
+        let rest =
+            line.strip_prefix("create ")?.strip_prefix(kind)?.strip_prefix(" @extschema@.")?;
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()
     })
 }
 
@@ -371,10 +346,7 @@ mod tests {
 
     #[test]
     fn scripts_tell_what_they_create() {
-        let tables: Vec<_> = MIGRATIONS
-            .iter()
-            .flat_map(|m| created(m.up, "table"))
-            .collect();
+        let tables: Vec<_> = MIGRATIONS.iter().flat_map(|m| created(m.up, "table")).collect();
         let expected = [
             "schema_version",
             "tenants",
@@ -386,11 +358,7 @@ mod tests {
         assert_eq!(tables, expected);
         for migration in &MIGRATIONS {
             for table in created(migration.up, "table") {
-                assert!(
-                    migration
-                        .down
-                        .contains(&format!("drop table @extschema@.{table};"))
-                );
+                assert!(migration.down.contains(&format!("drop table @extschema@.{table};")));
             }
         }
     }

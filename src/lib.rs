@@ -50,16 +50,8 @@ extension_sql_file!(
         install::uninstall,
     ]
 );
-extension_sql_file!(
-    "../sql/identity/api.sql",
-    name = "identity_api",
-    requires = ["frame_api"]
-);
-extension_sql_file!(
-    "../sql/access/api.sql",
-    name = "access_api",
-    requires = ["identity_api"]
-);
+extension_sql_file!("../sql/identity/api.sql", name = "identity_api", requires = ["frame_api"]);
+extension_sql_file!("../sql/access/api.sql", name = "access_api", requires = ["identity_api"]);
 extension_sql_file!(
     "../sql/conversations/api.sql",
     name = "conversations_api",

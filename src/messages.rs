@@ -61,9 +61,8 @@ c_function!(
 
 fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let mut row = TriggerRow::new(fcinfo)?;
-    let conversation = row
-        .get::<Uuid>(c"conversation_id")?
-        .ok_or(Error::Missing("conversation_id"))?;
+    let conversation =
+        row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
 
     // Before the lock: a stranger must not hold up those who write here, and hears the same as for
     // a conversation that does not exist.
@@ -89,14 +88,9 @@ fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
 
 fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     if let Some(parent) = row.get::<Uuid>(c"parent_id")?
-        && IS_PARENT
-            .write(&[arg(parent), arg(conversation)], |_| ())?
-            .is_none()
+        && IS_PARENT.write(&[arg(parent), arg(conversation)], |_| ())?.is_none()
     {
-        return Err(Error::NoSuchParent {
-            parent,
-            conversation,
-        });
+        return Err(Error::NoSuchParent { parent, conversation });
     }
     let id = row.get::<Uuid>(c"id")?.ok_or(Error::Missing("id"))?;
     let retry_key = row.get::<&str>(c"client_message_id")?;
@@ -106,11 +100,7 @@ fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     // lock, when whoever held it before has committed.
     if !identity::take_fresh(id) || retry_key.is_some() {
         let next = read_number(&LOCK, conversation)?;
-        let keys = [
-            arg(id),
-            arg(conversation),
-            retry_key.and_then(IntoDatum::into_datum),
-        ];
+        let keys = [arg(id), arg(conversation), retry_key.and_then(IntoDatum::into_datum)];
         if IS_TAKEN.write(&keys, |_| ())?.is_some() {
             return Ok(next);
         }
@@ -120,9 +110,7 @@ fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
 
 fn read_number(statement: &'static Statement, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     statement
-        .write(&[arg(conversation)], |found| {
-            Some((found.get(1)?, found.get(2)?))
-        })?
+        .write(&[arg(conversation)], |found| Some((found.get(1)?, found.get(2)?)))?
         .flatten()
         .ok_or(Error::NoSuchConversation(conversation))
 }
@@ -201,11 +189,8 @@ c_function!(
 
 fn added_row(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let added = add(fcinfo)?;
-    let mut values = [
-        arg(added.id).unwrap_or(Datum::from(0)),
-        added.number.into(),
-        added.created.into(),
-    ];
+    let mut values =
+        [arg(added.id).unwrap_or(Datum::from(0)), added.number.into(), added.created.into()];
     let mut nulls = [false; 3];
     // SAFETY: the function is declared with exactly these three columns.
     unsafe {
@@ -248,23 +233,14 @@ fn add(fcinfo: pg_sys::FunctionCallInfo) -> Result<Added, Error> {
 }
 
 fn insert(statement: &'static Statement, args: &[Arg]) -> Result<Option<Added>, Error> {
-    let added = statement.write(args, |row| {
-        Some(Added {
-            id: row.get(1)?,
-            number: row.get(2)?,
-            created: true,
-        })
-    })?;
+    let added = statement
+        .write(args, |row| Some(Added { id: row.get(1)?, number: row.get(2)?, created: true }))?;
     Ok(added.flatten())
 }
 
 fn find(args: &[Arg], key: Datum) -> Result<Option<Added>, Error> {
     let found = FIND.write(args, |row| {
-        let added = Added {
-            id: row.get(1)?,
-            number: row.get(2)?,
-            created: false,
-        };
+        let added = Added { id: row.get(1)?, number: row.get(2)?, created: false };
         Some((added, row.get(3).unwrap_or(false)))
     })?;
     match found.flatten() {

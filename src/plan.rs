@@ -71,9 +71,7 @@ pub fn schema_name(schema: Oid) -> Result<String, Error> {
         if name.is_null() {
             return Err(Error::NoExtension);
         }
-        Ok(CStr::from_ptr(pg_sys::quote_identifier(name))
-            .to_string_lossy()
-            .into_owned())
+        Ok(CStr::from_ptr(pg_sys::quote_identifier(name)).to_string_lossy().into_owned())
     }
 }
 
@@ -86,11 +84,7 @@ pub fn in_schema(text: &str, schema: Oid) -> Result<String, Error> {
 pub fn table(schema: Oid, name: &CStr) -> Result<Oid, Error> {
     // SAFETY: a syscache look-up by name and namespace.
     let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
-    if oid == Oid::INVALID {
-        Err(Error::NotInstalled)
-    } else {
-        Ok(oid)
-    }
+    if oid == Oid::INVALID { Err(Error::NotInstalled) } else { Ok(oid) }
 }
 
 /// A statement over our tables. As the owner it runs on behalf of callers with a search_path of
@@ -166,19 +160,13 @@ impl Statement {
             return Ok(plan);
         }
         let text = in_schema(self.sql, schema)?;
-        let text = CString::new(text).map_err(|_| Error::Spi {
-            call: "CString",
-            code: 0,
-        })?;
+        let text = CString::new(text).map_err(|_| Error::Spi { call: "CString", code: 0 })?;
         let mut types = self.types.to_vec();
         // SAFETY: connected; a failed prepare raises an ERROR or returns null.
         let plan = unsafe {
             let plan = pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr());
             if plan.is_null() {
-                return Err(Error::Spi {
-                    call: "SPI_prepare",
-                    code: pg_sys::SPI_result,
-                });
+                return Err(Error::Spi { call: "SPI_prepare", code: pg_sys::SPI_result });
             }
             check("SPI_keepplan", pg_sys::SPI_keepplan(plan))?;
             plan
@@ -213,10 +201,7 @@ fn first_row<T>(read: impl FnOnce(&Row) -> T) -> Option<T> {
         if result.is_null() || pg_sys::SPI_processed == 0 {
             return None;
         }
-        Some(read(&Row {
-            tuple: *(*result).vals,
-            desc: (*result).tupdesc,
-        }))
+        Some(read(&Row { tuple: *(*result).vals, desc: (*result).tupdesc }))
     }
 }
 
@@ -231,37 +216,23 @@ pub fn spi<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 
 /// Runs SQL text of several statements; for set-up only, for it plans anew each time.
 pub fn script(sql: &str) -> Result<(), Error> {
-    let text = CString::new(sql).map_err(|_| Error::Spi {
-        call: "CString",
-        code: 0,
-    })?;
+    let text = CString::new(sql).map_err(|_| Error::Spi { call: "CString", code: 0 })?;
     spi(|| {
         // SAFETY: connected; the text is a valid C string.
-        check("SPI_execute", unsafe {
-            pg_sys::SPI_execute(text.as_ptr(), false, 0)
-        })
+        check("SPI_execute", unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) })
     })
 }
 
 /// The first column of the first row, as text; for checks, for it plans anew each time.
 pub fn query_text(sql: &str) -> Result<Option<String>, Error> {
-    let text = CString::new(sql).map_err(|_| Error::Spi {
-        call: "CString",
-        code: 0,
-    })?;
+    let text = CString::new(sql).map_err(|_| Error::Spi { call: "CString", code: 0 })?;
     spi(|| {
         // SAFETY: connected; the text is a valid C string.
-        check("SPI_execute", unsafe {
-            pg_sys::SPI_execute(text.as_ptr(), true, 1)
-        })?;
+        check("SPI_execute", unsafe { pg_sys::SPI_execute(text.as_ptr(), true, 1) })?;
         Ok(first_row(|row| row.get(1)).flatten())
     })
 }
 
 fn check(call: &'static str, code: i32) -> Result<(), Error> {
-    if code < 0 {
-        Err(Error::Spi { call, code })
-    } else {
-        Ok(())
-    }
+    if code < 0 { Err(Error::Spi { call, code }) } else { Ok(()) }
 }

@@ -59,11 +59,7 @@ impl TriggerRow {
             {
                 return Err(Error::NotATrigger);
             }
-            Ok(Self {
-                data,
-                tuple,
-                changes: Vec::new(),
-            })
+            Ok(Self { data, tuple, changes: Vec::new() })
         }
     }
 
@@ -85,20 +81,14 @@ impl TriggerRow {
             if (*trigger).tgnargs < 1 {
                 return String::new();
             }
-            CStr::from_ptr(*(*trigger).tgargs)
-                .to_string_lossy()
-                .into_owned()
+            CStr::from_ptr(*(*trigger).tgargs).to_string_lossy().into_owned()
         }
     }
 
     fn column(&self, name: &CStr) -> Result<i32, Error> {
         // SAFETY: see new(); the descriptor belongs to the open relation.
         let n = unsafe { pg_sys::SPI_fnumber((*(*self.data).tg_relation).rd_att, name.as_ptr()) };
-        if n > 0 {
-            Ok(n)
-        } else {
-            Err(Error::NotInstalled)
-        }
+        if n > 0 { Ok(n) } else { Err(Error::NotInstalled) }
     }
 
     fn read<T: FromDatum>(
@@ -138,16 +128,9 @@ impl TriggerRow {
             return Datum::from(self.tuple);
         }
         let mut columns: Vec<i32> = self.changes.iter().map(|(n, _)| *n).collect();
-        let mut values: Vec<Datum> = self
-            .changes
-            .iter()
-            .map(|(_, value)| value.unwrap_or(Datum::from(0)))
-            .collect();
-        let mut nulls: Vec<bool> = self
-            .changes
-            .iter()
-            .map(|(_, value)| value.is_none())
-            .collect();
+        let mut values: Vec<Datum> =
+            self.changes.iter().map(|(_, value)| value.unwrap_or(Datum::from(0))).collect();
+        let mut nulls: Vec<bool> = self.changes.iter().map(|(_, value)| value.is_none()).collect();
         // SAFETY: the three arrays are of one length and name columns of this descriptor.
         let tuple = unsafe {
             pg_sys::heap_modify_tuple_by_cols(
@@ -172,10 +155,7 @@ fn touch(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let mut row = TriggerRow::new(fcinfo)?;
     // SAFETY: a trigger runs inside a transaction.
     let mut latest = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-    for known in [
-        row.old::<i64>(c"updated_at")?,
-        row.get::<i64>(c"updated_at")?,
-    ] {
+    for known in [row.old::<i64>(c"updated_at")?, row.get::<i64>(c"updated_at")?] {
         latest = latest.max(known.unwrap_or(latest));
     }
     row.set(c"updated_at", latest)?;

@@ -24,6 +24,14 @@ begin
         raise exception 'role "%" does not exist', role
             using errcode = 'undefined_object', hint = 'Create the role first.';
     end if;
+    if profile = 'service' and not exists (
+        select from pg_roles r
+        where r.rolname = grant_access.role and (r.rolsuper or r.rolbypassrls)
+    ) then
+        raise exception 'role "%" does not bypass row level security', role
+            using errcode = 'object_not_in_prerequisite_state',
+                hint = 'A service acts for every tenant. Run ALTER ROLE ... BYPASSRLS as a superuser.';
+    end if;
     if not exists (
         select from pg_class c
         where c.oid = to_regclass('@extschema@.schema_version') and pg_has_role(c.relowner, 'usage')

@@ -112,6 +112,7 @@ comment on column @extschema@.conversation_members.role is
 'viewer reads, editor also writes, owner also manages.';
 comment on column @extschema@.conversation_members.created_at is 'When the user joined.';
 
+comment on index @extschema@.idx_conversations_tenant is 'The conversations of a tenant.';
 comment on index @extschema@.idx_conversations_tenant_session is 'One conversation a session_id and tenant.';
 comment on index @extschema@.idx_conversations_tenant_continuation is
 'One conversation a continuation_id and tenant.';

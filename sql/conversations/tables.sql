@@ -24,6 +24,8 @@ create table @extschema@.conversations (
     updated_at timestamptz not null default pg_catalog.now()
 );
 
+-- Serves the foreign key and the tenant's part of every policy.
+create index idx_conversations_tenant on @extschema@.conversations (tenant_id);
 -- A deleted conversation gives its names back.
 create unique index idx_conversations_tenant_session
 on @extschema@.conversations (tenant_id, session_id) where deleted_at is null;

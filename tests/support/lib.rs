@@ -182,9 +182,7 @@ impl Server {
     pub fn database(&self) -> Database<'_> {
         let database = self.empty_database();
         self.role("member");
-        database.superuser().run(
-            "create extension pg_conversation; select grant_access('member')",
-        );
+        database.superuser().run("create extension pg_conversation; select grant_access('member')");
         database
     }
 
@@ -252,7 +250,8 @@ impl Drop for Database<'_> {
             return; // Left for whoever looks into the failure.
         }
         if let Ok(mut client) = self.server.config("postgres", "postgres").connect(NoTls) {
-            let _ = client.batch_execute(&format!("drop database if exists {} with (force)", self.name));
+            let _ = client
+                .batch_execute(&format!("drop database if exists {} with (force)", self.name));
         }
     }
 }

@@ -1,2 +1,0 @@
-create extension pg_conversation;
-select check_name, ok from doctor();
