@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use pgrx::Uuid;
-use pgrx::pg_sys::{self, Oid};
-use pgrx::prelude::*;
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 
-use crate::error::{Error, OrRaise};
+use crate::error::Error;
+use crate::function::{argument, c_function, raw_argument, scratch};
 use crate::identity::{self, Person};
-use crate::plan::{self, Statement, arg};
+use crate::lookup::{self, by_id, key};
+use crate::plan;
 
 /// What a user may do, each level including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,25 +69,12 @@ fn level(
     Ok(shared.max(membership()?))
 }
 
-static CONVERSATION: Statement = Statement {
-    sql: "select tenant_id, user_id, visibility, deleted_at is not null \
-          from @extschema@.conversations where id operator(pg_catalog.=) $1",
-    types: &[pg_sys::UUIDOID],
-};
-
-static MEMBERSHIP: Statement = Statement {
-    sql: "select role from @extschema@.conversation_members \
-          where conversation_id operator(pg_catalog.=) $1 and user_id operator(pg_catalog.=) $2",
-    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
-};
-
 fn membership(conversation: Uuid, person: &Person) -> Result<Level, Error> {
-    as_owner(|| {
-        let role = MEMBERSHIP
-            .read(&[arg(conversation), arg(person.id)], |row| row.get::<String>(1))?
-            .flatten();
-        Ok(Level::of_member(role.as_deref()))
-    })
+    let keys = [key(c"conversation_id", conversation)?, key(c"user_id", person.id)?];
+    let role = lookup::find(c"conversation_members", c"conversation_members_pkey", &keys, |row| {
+        row.named::<String>(c"role")
+    })?;
+    Ok(Level::of_member(role.flatten().as_deref()))
 }
 
 /// Answers already given to one person under one view of the data.
@@ -122,17 +111,16 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
     if let Some(level) = view.and_then(|view| known(view, person, conversation)) {
         return Ok(level);
     }
-    let found = as_owner(|| {
-        CONVERSATION.read(&[arg(conversation)], |row| {
-            let visibility = row.get::<String>(3).unwrap_or_default();
-            let conversation_row = Conversation {
-                tenant: row.get(1),
-                owner: row.get(2),
-                visibility: &visibility,
-                deleted: row.get(4).unwrap_or(true),
-            };
-            level(person, &conversation_row, || membership(conversation, person))
-        })
+    let keys = by_id(c"id", conversation)?;
+    let found = lookup::find(c"conversations", c"conversations_pkey", &keys, |row| {
+        let visibility = row.named::<String>(c"visibility").unwrap_or_default();
+        let row = Conversation {
+            tenant: row.named(c"tenant_id"),
+            owner: row.named(c"user_id"),
+            visibility: &visibility,
+            deleted: row.named::<TimestampWithTimeZone>(c"deleted_at").is_some(),
+        };
+        level(person, &row, || membership(conversation, person))
     })?;
     let level = found.unwrap_or(Ok(Level::None))?;
     if view.is_some() {
@@ -141,66 +129,82 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
     Ok(level)
 }
 
-/// Whether a user has a level of access to a conversation. Policies pass the user from a sub-query
-/// that runs once a statement; an answer about anybody but the caller is false.
-#[pg_extern(stable, parallel_safe, cost = 20)]
-fn has_conversation_access(
-    conversation_id: Option<Uuid>,
-    user_id: Option<Uuid>,
-    level: Option<&str>,
-) -> bool {
-    access_by_id(conversation_id, user_id, level).or_raise()
+c_function!(
+    /// Whether a user has a level of access to a conversation. Policies pass the user from a
+    /// sub-query that runs once a statement; an answer about anybody but the caller is false.
+    has_conversation_access,
+    pg_finfo_has_conversation_access,
+    access_by_id
+);
+
+c_function!(
+    /// The same for a row of conversations at hand: nothing has to be looked up for an owner.
+    has_conversation_access_by_row,
+    pg_finfo_has_conversation_access_by_row,
+    access_by_row
+);
+
+/// The question both begin with; `None` where an argument is null.
+struct Question {
+    conversation: Uuid,
+    user: Uuid,
+    wanted: Level,
 }
 
-fn access_by_id(
-    conversation: Option<Uuid>,
-    user: Option<Uuid>,
-    wanted: Option<&str>,
-) -> Result<bool, Error> {
-    let (Some(conversation), Some(user), Some(wanted)) = (conversation, user, wanted) else {
-        return Ok(false);
-    };
-    let wanted = Level::parse(wanted)?;
-    match identity::person_if(user)? {
-        Some(person) => Ok(level_in(conversation, &person)? >= wanted),
-        None => Ok(false),
+fn question(call: FunctionCallInfo) -> Result<Option<Question>, Error> {
+    // SAFETY: declared as (uuid, uuid, text, ...).
+    let (conversation, user, wanted) =
+        unsafe { (argument(call, 0), argument(call, 1), argument::<&str>(call, 2)) };
+    match (conversation, user, wanted) {
+        (Some(conversation), Some(user), Some(wanted)) => {
+            Ok(Some(Question { conversation, user, wanted: Level::parse(wanted)? }))
+        }
+        _ => Ok(None),
     }
 }
 
-/// The same for a row of conversations at hand: nothing has to be looked up for an owner.
-#[pg_extern(stable, parallel_safe, cost = 10, name = "has_conversation_access")]
-fn has_conversation_access_by_row(
-    conversation_id: Option<Uuid>,
-    user_id: Option<Uuid>,
-    level: Option<&str>,
-    tenant_id: Option<Uuid>,
-    owner_id: Option<Uuid>,
-    visibility: Option<&str>,
-    deleted_at: Option<TimestampWithTimeZone>,
-) -> bool {
-    let conversation = Conversation {
-        tenant: tenant_id,
-        owner: owner_id,
-        visibility: visibility.unwrap_or_default(),
-        deleted: deleted_at.is_some(),
-    };
-    access_by_row(conversation_id, user_id, level, &conversation).or_raise()
+/// The caller, if that is who `user` is. The settings are read once a statement: what is found is
+/// kept with the call site, as long as the view stands.
+fn caller_if(call: FunctionCallInfo, user: Uuid) -> Result<Option<Person>, Error> {
+    let view = View::now();
+    // SAFETY: nothing else is kept at these call sites.
+    let kept = unsafe { scratch::<Option<(View, Person)>>(call) };
+    match kept {
+        Some(Some((of, person))) if Some(*of) == view && person.id == user => {
+            return Ok(Some(*person));
+        }
+        _ => {}
+    }
+    let person = identity::person()?.filter(|person| person.id == user);
+    if let Some(kept) = kept {
+        *kept = view.zip(person);
+    }
+    Ok(person)
 }
 
-fn access_by_row(
-    id: Option<Uuid>,
-    user: Option<Uuid>,
-    wanted: Option<&str>,
-    conversation: &Conversation,
-) -> Result<bool, Error> {
-    let (Some(id), Some(user), Some(wanted)) = (id, user, wanted) else {
-        return Ok(false);
+fn access_by_id(call: FunctionCallInfo) -> Result<Datum, Error> {
+    let Some(question) = question(call)? else { return Ok(false.into()) };
+    let level = match caller_if(call, question.user)? {
+        Some(person) => level_in(question.conversation, &person)?,
+        None => Level::None,
     };
-    let wanted = Level::parse(wanted)?;
-    match identity::person_if(user)? {
-        Some(person) => Ok(level(&person, conversation, || membership(id, &person))? >= wanted),
-        None => Ok(false),
-    }
+    Ok((level >= question.wanted).into())
+}
+
+fn access_by_row(call: FunctionCallInfo) -> Result<Datum, Error> {
+    let Some(question) = question(call)? else { return Ok(false.into()) };
+    let Some(person) = caller_if(call, question.user)? else { return Ok(false.into()) };
+    // SAFETY: declared as (uuid, uuid, text, uuid, uuid, text, timestamptz).
+    let conversation = unsafe {
+        Conversation {
+            tenant: argument(call, 3),
+            owner: argument(call, 4),
+            visibility: argument(call, 5).unwrap_or_default(),
+            deleted: raw_argument(call, 6).is_some(),
+        }
+    };
+    let level = level(&person, &conversation, || membership(question.conversation, &person))?;
+    Ok((level >= question.wanted).into())
 }
 
 /// Whether row level security applies to the caller on this table.
@@ -217,9 +221,26 @@ pub fn as_owner<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> 
     as_role(owner, work)
 }
 
+/// schema_version, unless there is none; a table of that name with other columns is somebody
+/// else's, for it is a name that other tools use too.
+pub fn ledger(schema: Oid) -> Result<Option<Oid>, Error> {
+    let Ok(table) = plan::table(schema, c"schema_version") else { return Ok(None) };
+    let columns = [(c"version", pg_sys::INT4OID), (c"checksum", pg_sys::TEXTOID)];
+    // SAFETY: syscache look-ups; an unknown column has number 0.
+    let ours = columns.iter().all(|(name, of_type)| unsafe {
+        let n = pg_sys::get_attnum(table, name.as_ptr());
+        n > 0 && pg_sys::get_atttype(table, n) == *of_type
+    });
+    if ours {
+        Ok(Some(table))
+    } else {
+        Err(Error::NameTaken { message: "relation \"schema_version\" already exists".into() })
+    }
+}
+
 /// The owner of the tables. After a restore it may be another than the extension's.
 pub fn owner() -> Result<Oid, Error> {
-    let table = plan::table(plan::home()?.schema, c"schema_version")?;
+    let table = ledger(plan::home()?.schema)?.ok_or(Error::NotInstalled)?;
     // SAFETY: a syscache look-up, released on the spot; relowner is never null.
     unsafe {
         let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
@@ -270,19 +291,27 @@ pub struct View {
 
 impl View {
     pub fn now() -> Option<Self> {
-        // SAFETY: reads backend-local state; the snapshot is not kept.
+        // Policies ask for every row. These look at backend-local state and raise nothing, so they
+        // go without the guard that pgrx puts around calls into Postgres.
+        unsafe extern "C" {
+            fn ActiveSnapshotSet() -> bool;
+            fn GetActiveSnapshot() -> pg_sys::Snapshot;
+            fn GetTopTransactionIdIfAny() -> pg_sys::TransactionId;
+            fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+        }
+        // SAFETY: called on the backend's own thread; the snapshot is not kept.
         unsafe {
-            if !pg_sys::ActiveSnapshotSet() {
+            if !ActiveSnapshotSet() {
                 return None;
             }
-            let snapshot = &*pg_sys::GetActiveSnapshot();
+            let snapshot = &*GetActiveSnapshot();
             Some(Self {
                 xmin: snapshot.xmin,
                 xmax: snapshot.xmax,
                 running: (snapshot.xcnt, snapshot.subxcnt, snapshot.suboverflowed),
                 command: snapshot.curcid,
-                transaction: pg_sys::GetTopTransactionIdIfAny(),
-                subtransaction: pg_sys::GetCurrentSubTransactionId(),
+                transaction: GetTopTransactionIdIfAny(),
+                subtransaction: GetCurrentSubTransactionId(),
             })
         }
     }

@@ -5,9 +5,10 @@ use pgrx::pg_sys::{self, Datum};
 
 use crate::access::{as_role, is_restricted};
 use crate::error::Error;
+use crate::function::c_function;
 use crate::identity::{ensure_person, subject};
 use crate::plan::{Statement, arg};
-use crate::trigger::{TriggerRow, c_function};
+use crate::trigger::TriggerRow;
 
 /// The tenant of those who have no other; made with the tables, under the same id everywhere.
 const DEFAULT_TENANT: [u8; 16] = [0, 0, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 1];
@@ -39,8 +40,8 @@ c_function!(
     place_conversation, pg_finfo_place_conversation, place
 );
 
-fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    let mut row = TriggerRow::new(fcinfo)?;
+fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let mut row = TriggerRow::of(call, c"conversations")?;
     let owner = owner_of(&mut row)?;
     let given = row.get::<Uuid>(c"tenant_id")?;
 
@@ -50,7 +51,7 @@ fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
         None => (&TENANT, given.unwrap_or(Uuid::from_bytes(DEFAULT_TENANT))),
     };
     let (tenant, visibility) = as_role(row.table_owner(), || {
-        statement.write(&[arg(key)], |found| (found.get::<Uuid>(1), found.get::<String>(2)))
+        statement.run(&[arg(key)], |found| (found.get::<Uuid>(1), found.get::<String>(2)))
     })?
     .ok_or(Error::NoSuchUser(key))?;
     if given != tenant {
@@ -104,13 +105,13 @@ c_function!(
     place_member, pg_finfo_place_member, place_in_conversation
 );
 
-fn place_in_conversation(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    let mut row = TriggerRow::new(fcinfo)?;
+fn place_in_conversation(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let mut row = TriggerRow::of(call, c"conversation_members")?;
     let conversation =
         row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
     let user = row.get::<Uuid>(c"user_id")?.ok_or(Error::Missing("user_id"))?;
     let tenant = as_role(row.table_owner(), || {
-        TENANT_OF_MEMBER.write(&[arg(conversation), arg(user)], |found| found.get::<Uuid>(1))
+        TENANT_OF_MEMBER.run(&[arg(conversation), arg(user)], |found| found.get::<Uuid>(1))
     })?
     .flatten()
     .ok_or(Error::NoSuchUser(user))?;

@@ -148,7 +148,7 @@ fn examine() -> Result<Vec<Finding>, Error> {
     if !unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) } {
         return Err(Error::NotOwner);
     }
-    let here = install::installed_version(schema)?;
+    let here = install::installed_version(schema)?.unwrap_or(0);
     access::as_role(owner, || {
         install::with_own_settings(|| {
             let mut findings = vec![frozen()?];

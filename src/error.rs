@@ -6,8 +6,12 @@ use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("the tables of pg_conversation are not installed in this database")]
+    #[error("the tables of pg_conversation are missing or of an older version")]
     NotInstalled,
+    #[error("column {0} is not of the type that the extension made it with")]
+    ColumnChanged(String),
+    #[error("pg_conversation needs a database with encoding UTF8")]
+    NotUtf8,
     #[error("extension pg_conversation is not installed in this database")]
     NoExtension,
     #[error("schema version {found} is newer than version {known} of the library")]
@@ -59,6 +63,14 @@ impl Error {
             Error::NotInstalled => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "Run migrate() as the owner of the extension.".into(),
+            ),
+            Error::ColumnChanged(_) => (
+                ERRCODE_DATATYPE_MISMATCH,
+                "Change it back with ALTER TABLE ... ALTER COLUMN ... TYPE.".into(),
+            ),
+            Error::NotUtf8 => (
+                ERRCODE_FEATURE_NOT_SUPPORTED,
+                "Create the database with ENCODING 'UTF8' TEMPLATE template0.".into(),
             ),
             Error::NoExtension => {
                 (ERRCODE_UNDEFINED_OBJECT, "Run CREATE EXTENSION pg_conversation.".into())

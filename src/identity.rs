@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::access::{View, as_owner};
 use crate::error::{Error, OrRaise};
+use crate::lookup::{self, by_id};
 use crate::plan::{Statement, arg};
 use crate::settings;
 
@@ -63,33 +64,21 @@ fn subject_from(sources: &[Option<&[u8]>; 3]) -> Option<Subject> {
     }
 }
 
-static PERSON_BY_AUTH_ID: Statement = Statement {
-    sql: "select u.id, u.tenant_id, u.role operator(pg_catalog.=) 'admin' \
-          from @extschema@.users u \
-          join @extschema@.tenants t on t.id operator(pg_catalog.=) u.tenant_id \
-          where u.auth_id operator(pg_catalog.=) $1 and u.is_active and t.is_active",
-    types: &[pg_sys::UUIDOID],
-};
-
-static PERSON_BY_ID: Statement = Statement {
-    sql: "select u.id, u.tenant_id, u.role operator(pg_catalog.=) 'admin' \
-          from @extschema@.users u \
-          join @extschema@.tenants t on t.id operator(pg_catalog.=) u.tenant_id \
-          where u.id operator(pg_catalog.=) $1 and u.is_active and t.is_active",
-    types: &[pg_sys::UUIDOID],
-};
-
 fn look_up(subject: Subject) -> Result<Option<Person>, Error> {
-    let statement = match subject {
-        Subject::Auth(_) => &PERSON_BY_AUTH_ID,
-        Subject::User(_) => &PERSON_BY_ID,
+    let (index, column) = match subject {
+        Subject::Auth(_) => (c"users_auth_id_is_unique", c"auth_id"),
+        Subject::User(_) => (c"users_pkey", c"id"),
     };
-    let person = as_owner(|| {
-        statement.read(&[arg(subject.id())], |row| {
-            Some(Person { id: row.get(1)?, tenant: row.get(2)?, is_admin: row.get(3)? })
-        })
+    let user = lookup::find(c"users", index, &by_id(column, subject.id())?, |row| {
+        row.named::<bool>(c"is_active")?.then_some(())?;
+        let is_admin = row.named::<String>(c"role")? == "admin";
+        Some(Person { id: row.named(c"id")?, tenant: row.named(c"tenant_id")?, is_admin })
     })?;
-    Ok(person.flatten())
+    let Some(person) = user.flatten() else { return Ok(None) };
+    let tenant = lookup::find(c"tenants", c"tenants_pkey", &by_id(c"id", person.tenant)?, |row| {
+        row.named::<bool>(c"is_active")
+    })?;
+    Ok((tenant.flatten() == Some(true)).then_some(person))
 }
 
 /// The same for a row that is newer than the running statement.
@@ -165,23 +154,6 @@ pub fn person() -> Result<Option<Person>, Error> {
     Ok(person)
 }
 
-/// The caller, if that is who `user` is. Policies ask it for every row: while the view stands and
-/// the user is the one known, no setting is read.
-pub fn person_if(user: Uuid) -> Result<Option<Person>, Error> {
-    let view = View::now();
-    let known =
-        KNOWN.with_borrow(
-            |known| {
-                if view.is_some() && known.view == view { known.person } else { None }
-            },
-        );
-    let person = match known {
-        Some(person) if person.id == user => Some(person),
-        _ => person()?,
-    };
-    Ok(person.filter(|person| person.id == user))
-}
-
 static ADD_USER: Statement = Statement {
     sql: "insert into @extschema@.users (id, auth_id) values ($1, $1) on conflict do nothing",
     types: &[pg_sys::UUIDOID],
@@ -193,7 +165,7 @@ pub fn ensure_person() -> Result<Person, Error> {
     if let Some(person) = person()? {
         return Ok(person);
     }
-    as_owner(|| ADD_USER.write(&[arg(subject.id())], |_| ()))?;
+    as_owner(|| ADD_USER.run(&[arg(subject.id())], |_| ()))?;
     // SAFETY: makes the row visible to what follows in this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
     let person = look_up_latest(subject)?.ok_or(Error::UserInactive(subject.id()))?;
@@ -235,18 +207,8 @@ fn ensure_user() -> Uuid {
 
 /// A UUID of version 7: rows made together lie together in an index.
 #[pg_extern(volatile, parallel_safe)]
-fn new_id() -> Uuid {
-    let id = IDS.with_borrow_mut(Ids::next);
-    Uuid::from_bytes(id)
-}
-
-/// Whether this backend made the id just now, so that no row can have it yet. True once an id.
-pub fn take_fresh(id: Uuid) -> bool {
-    IDS.with_borrow_mut(|ids| {
-        let fresh = ids.last == *id.as_bytes();
-        ids.last = [0; 16];
-        fresh
-    })
+pub fn new_id() -> Uuid {
+    Uuid::from_bytes(IDS.with_borrow_mut(Ids::next))
 }
 
 thread_local! {
@@ -255,7 +217,6 @@ thread_local! {
 
 /// Makes ids that rise within a backend: 48 bits of milliseconds, 12 of their fraction, 62 random.
 struct Ids {
-    last: [u8; 16],
     ticks: u64,
     random: [u8; 512],
     unused: usize,
@@ -263,7 +224,7 @@ struct Ids {
 
 impl Ids {
     const fn new() -> Self {
-        Self { last: [0; 16], ticks: 0, random: [0; 512], unused: 0 }
+        Self { ticks: 0, random: [0; 512], unused: 0 }
     }
 
     fn next(&mut self) -> [u8; 16] {
@@ -275,10 +236,9 @@ impl Ids {
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&((self.ticks % 4096) as u16).to_be_bytes());
         bytes[2..].copy_from_slice(&self.random_bytes());
-        self.last = uuid::Builder::from_unix_timestamp_millis(self.ticks / 4096, &bytes)
+        uuid::Builder::from_unix_timestamp_millis(self.ticks / 4096, &bytes)
             .into_uuid()
-            .into_bytes();
-        self.last
+            .into_bytes()
     }
 
     /// Eight bytes, drawn from the server's strong source 64 times less often than one by one.

@@ -3,7 +3,7 @@
 //! Migrations make tables and run once; attachments (triggers, policies, defaults, comments) are
 //! replayed by every `migrate()`. Neither becomes a member of the extension.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
@@ -85,7 +85,11 @@ static FORGET: Statement = Statement {
 #[pg_extern]
 fn migrate() -> i32 {
     as_installer(|schema| {
-        let installed = installed_version(schema)?;
+        let installed = match installed_version(schema)? {
+            None => 0,
+            Some(0) => adopt(schema)?,
+            Some(version) => version,
+        };
         if installed > LATEST {
             return Err(Error::SchemaTooNew { found: installed, known: LATEST });
         }
@@ -133,8 +137,28 @@ fn apply(migration: &Migration, schema: Oid) -> Result<(), Error> {
         .execute()?;
     let tables: Vec<&str> = created(migration.up, "table").collect();
     run(&REVOKE_DEFAULTS.replace("@tables@", &tables.join(",")), schema)?;
-    RECORD.write(&[arg(migration.version), arg(migration.name), arg(migration.up)], |_| ())?;
+    record(migration)
+}
+
+fn record(migration: &Migration) -> Result<(), Error> {
+    RECORD.run(&[arg(migration.version), arg(migration.name), arg(migration.up)], |_| ())?;
     Ok(())
+}
+
+/// A dump of the schema alone brings the tables and an empty schema_version: what is there is
+/// recorded as it would have been.
+fn adopt(schema: Oid) -> Result<i32, Error> {
+    let is_there = |table: &str| {
+        let name = CString::new(table).unwrap_or_default();
+        plan::table(schema, &name).is_ok()
+    };
+    let whole = |m: &&Migration| created(m.up, "table").all(is_there);
+    let mut version = 0;
+    for migration in MIGRATIONS.iter().take_while(whole) {
+        record(migration)?;
+        version = migration.version;
+    }
+    Ok(version)
 }
 
 /// The caller raises the error again at once, so the failed statement leaves nothing behind.
@@ -152,7 +176,7 @@ fn name_taken(cause: pg_sys::panic::CaughtError) -> Result<(), Error> {
 pub fn changed_migration() -> Result<Option<String>, Error> {
     for migration in &MIGRATIONS {
         let args = [arg(migration.version), arg(migration.up)];
-        if let Some(name) = CHANGED.write(&args, |row| row.get::<String>(1))?.flatten() {
+        if let Some(name) = CHANGED.run(&args, |row| row.get::<String>(1))?.flatten() {
             return Ok(Some(name));
         }
     }
@@ -163,7 +187,7 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
     if version != 0 && !MIGRATIONS.iter().any(|m| m.version == version) {
         return Err(Error::NoSuchVersion(version));
     }
-    let installed = installed_version(schema)?;
+    let installed = installed_version(schema)?.unwrap_or(0);
     let undone = || {
         let applied = move |m: &&Migration| version < m.version && m.version <= installed;
         MIGRATIONS.iter().rev().filter(applied)
@@ -178,7 +202,7 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
     for migration in undone() {
         run(migration.down, schema)?;
         if migration.version > 1 {
-            FORGET.write(&[arg(migration.version)], |_| ())?;
+            FORGET.run(&[arg(migration.version)], |_| ())?;
         }
     }
     Ok(version.min(installed))
@@ -198,12 +222,11 @@ fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// The version recorded in the database, 0 when there are no tables.
-pub fn installed_version(schema: Oid) -> Result<i32, Error> {
-    match plan::table(schema, c"schema_version") {
-        Ok(_) => Ok(APPLIED.write(&[], |row| row.get(1))?.flatten().unwrap_or(0)),
-        Err(Error::NotInstalled) => Ok(0),
-        Err(other) => Err(other),
+/// The version recorded in the database; `None` when there are no tables.
+pub fn installed_version(schema: Oid) -> Result<Option<i32>, Error> {
+    match access::ledger(schema)? {
+        Some(_) => Ok(Some(APPLIED.run(&[], |row| row.get(1))?.flatten().unwrap_or(0))),
+        None => Ok(None),
     }
 }
 

@@ -6,12 +6,16 @@
 
 use pgrx::prelude::*;
 
+use crate::error::OrRaise;
+
 mod access;
 mod conversations;
 mod doctor;
 mod error;
+mod function;
 mod identity;
 mod install;
+mod lookup;
 mod messages;
 mod plan;
 mod settings;
@@ -22,6 +26,7 @@ pgrx::pg_module_magic!(name, version);
 /// Runs once in each backend that loads the library.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    settings::require_utf8().or_raise();
     settings::define();
     plan::watch_catalog();
 }
@@ -37,8 +42,6 @@ extension_sql_file!(
     "../sql/frame/api.sql",
     name = "frame_api",
     requires = [
-        access::has_conversation_access,
-        access::has_conversation_access_by_row,
         doctor::doctor,
         identity::current_tenant_id,
         identity::current_user_id,

@@ -1,13 +1,15 @@
 //! Numbering of messages, and `add_message`.
 
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::{FromDatum, IntoDatum, Uuid};
+use pgrx::{FromDatum, Uuid};
 
 use crate::access::{Level, as_role, is_restricted, level_in};
 use crate::error::Error;
+use crate::function::{c_function, raw_argument};
 use crate::identity::{self, person};
+use crate::lookup::{by_id, is_taken, key};
 use crate::plan::{Arg, Statement, arg};
-use crate::trigger::{TriggerRow, c_function};
+use crate::trigger::TriggerRow;
 
 /// The row lock queues messages of one conversation until the writer commits, so that numbers have
 /// no gap; different conversations never meet.
@@ -21,19 +23,9 @@ static NUMBER: Statement = Statement {
 };
 
 static LOCK: Statement = Statement {
-    sql: "select last_sequence operator(pg_catalog.+) 1, tenant_id \
-          from @extschema@.conversations \
+    sql: "select last_sequence, tenant_id from @extschema@.conversations \
           where id operator(pg_catalog.=) $1 and deleted_at is null for no key update",
     types: &[pg_sys::UUIDOID],
-};
-
-static IS_TAKEN: Statement = Statement {
-    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 \
-          union all \
-          select true from @extschema@.messages where conversation_id operator(pg_catalog.=) $2 \
-          and client_message_id operator(pg_catalog.=) $3 \
-          limit 1",
-    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID, pg_sys::TEXTOID],
 };
 
 static COUNT_TO: Statement = Statement {
@@ -54,13 +46,13 @@ static IS_PARENT: Statement = Statement {
 };
 
 c_function!(
-    /// Gives tenant and number to a new message. A row that brings its number is a restored one and
+    /// Gives id, tenant and number to a new message. A row that brings its number is a restored one and
     /// stays as it was.
     place_message, pg_finfo_place_message, place
 );
 
-fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    let mut row = TriggerRow::new(fcinfo)?;
+fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let mut row = TriggerRow::of(call, c"messages")?;
     let conversation =
         row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
 
@@ -83,26 +75,40 @@ fn place(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     })?;
     row.set(c"sequence_number", number)?;
     row.set(c"tenant_id", tenant)?;
+    if row.get::<Uuid>(c"id")?.is_none() {
+        row.set(c"id", identity::new_id())?;
+    }
     Ok(row.finish())
 }
 
 fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     if let Some(parent) = row.get::<Uuid>(c"parent_id")?
-        && IS_PARENT.write(&[arg(parent), arg(conversation)], |_| ())?.is_none()
+        && IS_PARENT.run(&[arg(parent), arg(conversation)], |_| ())?.is_none()
     {
         return Err(Error::NoSuchParent { parent, conversation });
     }
-    let id = row.get::<Uuid>(c"id")?.ok_or(Error::Missing("id"))?;
-    let retry_key = row.get::<&str>(c"client_message_id")?;
-
     // A row that is about to conflict must not use up a number, for ON CONFLICT DO NOTHING would
-    // leave a gap. An id made a moment ago cannot conflict; everything else is looked up under the
-    // lock, when whoever held it before has committed.
-    if !identity::take_fresh(id) || retry_key.is_some() {
-        let next = read_number(&LOCK, conversation)?;
-        let keys = [arg(id), arg(conversation), retry_key.and_then(IntoDatum::into_datum)];
-        if IS_TAKEN.write(&keys, |_| ())?.is_some() {
-            return Ok(next);
+    // leave a gap. An id that is still to be made cannot conflict; one that the caller brings, and
+    // a retry key, are looked up under the lock. A number that is in use already keeps the row out
+    // if what it conflicts with goes away in this moment.
+    let id = row.get::<Uuid>(c"id")?;
+    let retry_key = row.get::<&str>(c"client_message_id")?;
+    if id.is_some() || retry_key.is_some() {
+        let (last, tenant) = read_number(&LOCK, conversation)?;
+        let id_is_taken = match id {
+            Some(id) => is_taken(c"messages", c"messages_pkey", &by_id(c"id", id)?)?,
+            None => false,
+        };
+        let key_is_taken = || match retry_key {
+            Some(retry_key) => {
+                let keys =
+                    [key(c"conversation_id", conversation)?, key(c"client_message_id", retry_key)?];
+                is_taken(c"messages", c"idx_messages_retry_key", &keys)
+            }
+            None => Ok(false),
+        };
+        if id_is_taken || key_is_taken()? {
+            return Ok((last.max(1), tenant));
         }
     }
     read_number(&NUMBER, conversation)
@@ -110,16 +116,16 @@ fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
 
 fn read_number(statement: &'static Statement, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     statement
-        .write(&[arg(conversation)], |found| Some((found.get(1)?, found.get(2)?)))?
+        .run(&[arg(conversation)], |found| Some((found.get(1)?, found.get(2)?)))?
         .flatten()
         .ok_or(Error::NoSuchConversation(conversation))
 }
 
 /// The counter follows numbers that rows bring along; a dump brings a counter that is high enough.
 fn keep_number(number: i32, conversation: Uuid) -> Result<(i32, Uuid), Error> {
-    COUNT_TO.write(&[arg(conversation), arg(number)], |_| ())?;
+    COUNT_TO.run(&[arg(conversation), arg(number)], |_| ())?;
     let tenant = TENANT_OF
-        .write(&[arg(conversation)], |found| found.get(1))?
+        .run(&[arg(conversation)], |found| found.get(1))?
         .flatten()
         .ok_or(Error::NoSuchConversation(conversation))?;
     Ok((number, tenant))
@@ -187,15 +193,15 @@ c_function!(
     add_message, pg_finfo_add_message, added_row
 );
 
-fn added_row(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    let added = add(fcinfo)?;
+fn added_row(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let added = add(call)?;
     let mut values =
         [arg(added.id).unwrap_or(Datum::from(0)), added.number.into(), added.created.into()];
     let mut nulls = [false; 3];
     // SAFETY: the function is declared with exactly these three columns.
     unsafe {
         let mut desc = std::ptr::null_mut();
-        pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut desc);
+        pg_sys::get_call_result_type(call, std::ptr::null_mut(), &mut desc);
         let desc = pg_sys::BlessTupleDesc(desc);
         let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
         Ok(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
@@ -203,9 +209,8 @@ fn added_row(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
 }
 
 /// Arguments go to the statements as they came: no text or JSON is taken apart on the way.
-fn add(fcinfo: pg_sys::FunctionCallInfo) -> Result<Added, Error> {
-    // SAFETY: the function is declared with seven arguments of these types.
-    let raw = |n: usize| -> Arg { unsafe { pgrx::fcinfo::pg_getarg_datum(fcinfo, n) } };
+fn add(call: pg_sys::FunctionCallInfo) -> Result<Added, Error> {
+    let raw = |n| raw_argument(call, n);
     let (conversation, role, content, key) = (raw(0), raw(1), raw(2), raw(3));
     let (parent, parts, metadata) = (raw(4), raw(5), raw(6));
     if conversation.is_none() {
@@ -234,12 +239,12 @@ fn add(fcinfo: pg_sys::FunctionCallInfo) -> Result<Added, Error> {
 
 fn insert(statement: &'static Statement, args: &[Arg]) -> Result<Option<Added>, Error> {
     let added = statement
-        .write(args, |row| Some(Added { id: row.get(1)?, number: row.get(2)?, created: true }))?;
+        .run(args, |row| Some(Added { id: row.get(1)?, number: row.get(2)?, created: true }))?;
     Ok(added.flatten())
 }
 
 fn find(args: &[Arg], key: Datum) -> Result<Option<Added>, Error> {
-    let found = FIND.write(args, |row| {
+    let found = FIND.run(args, |row| {
         let added = Added { id: row.get(1)?, number: row.get(2)?, created: false };
         Some((added, row.get(3).unwrap_or(false)))
     })?;

@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::panic::AssertUnwindSafe;
 
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::{FromDatum, IntoDatum};
+use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, PgTryBuilder};
 
 use crate::error::Error;
 
@@ -102,28 +103,11 @@ pub fn arg<T: IntoDatum>(value: T) -> Arg {
 }
 
 impl Statement {
-    /// Runs in the caller's snapshot and takes no transaction id: for reading functions.
-    pub fn read<T>(
+    /// Runs in a snapshot of its own, so it sees what was committed while it waited for a lock, and
+    /// reads the first row of the answer.
+    pub fn run<T>(
         &'static self,
         args: &[Arg],
-        row: impl FnOnce(&Row) -> T,
-    ) -> Result<Option<T>, Error> {
-        self.run(args, true, row)
-    }
-
-    /// Runs in a snapshot of its own, so it sees what was committed while it waited for a lock.
-    pub fn write<T>(
-        &'static self,
-        args: &[Arg],
-        row: impl FnOnce(&Row) -> T,
-    ) -> Result<Option<T>, Error> {
-        self.run(args, false, row)
-    }
-
-    fn run<T>(
-        &'static self,
-        args: &[Arg],
-        read_only: bool,
         row: impl FnOnce(&Row) -> T,
     ) -> Result<Option<T>, Error> {
         let home = home()?;
@@ -139,7 +123,7 @@ impl Statement {
             let plan = self.plan(home.schema)?;
             // SAFETY: connected; values and nulls are as long as the plan's arguments.
             let status = unsafe {
-                pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 1)
+                pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), false, 1)
             };
             check("SPI_execute_plan", status)?;
             Ok(first_row(row))
@@ -164,7 +148,12 @@ impl Statement {
         let mut types = self.types.to_vec();
         // SAFETY: connected; a failed prepare raises an ERROR or returns null.
         let plan = unsafe {
-            let plan = pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr());
+            let plan = PgTryBuilder::new(AssertUnwindSafe(|| {
+                Ok(pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()))
+            }))
+            .catch_when(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, |_| Err(Error::NotInstalled))
+            .catch_when(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, |_| Err(Error::NotInstalled))
+            .execute()?;
             if plan.is_null() {
                 return Err(Error::Spi { call: "SPI_prepare", code: pg_sys::SPI_result });
             }
@@ -176,21 +165,37 @@ impl Statement {
     }
 }
 
-/// The first row of a result.
+/// A row at hand: of a result, of a scan, or of a trigger.
+#[derive(Clone, Copy)]
 pub struct Row {
-    tuple: pg_sys::HeapTuple,
-    desc: pg_sys::TupleDesc,
+    pub tuple: pg_sys::HeapTuple,
+    pub desc: pg_sys::TupleDesc,
 }
 
 impl Row {
-    /// The value of column `n`, counted from 1, copied out of SPI's memory by its Rust type.
-    pub fn get<T: FromDatum>(&self, n: i32) -> Option<T> {
-        let mut is_null = false;
-        // SAFETY: tuple and descriptor come from the same result; T is what the statement returns.
+    /// Column `n`, counted from 1. Null, too, when the column is of another type than `T`: whoever
+    /// owns the tables may have changed it, and memory must not be read as what it is not.
+    pub fn get<T: FromDatum + IntoDatum>(&self, n: i32) -> Option<T> {
+        // SAFETY: tuple and descriptor belong together, and the type was looked at.
         unsafe {
+            if pg_sys::SPI_gettypeid(self.desc, n) != T::type_oid() {
+                return None;
+            }
+            let mut is_null = false;
             let datum = pg_sys::SPI_getbinval(self.tuple, self.desc, n, &mut is_null);
             T::from_datum(datum, is_null)
         }
+    }
+
+    /// The number of a column.
+    pub fn column(&self, name: &CStr) -> Option<i32> {
+        // SAFETY: the descriptor is valid as long as the row.
+        let n = unsafe { pg_sys::SPI_fnumber(self.desc, name.as_ptr()) };
+        (n > 0).then_some(n)
+    }
+
+    pub fn named<T: FromDatum + IntoDatum>(&self, name: &CStr) -> Option<T> {
+        self.get(self.column(name)?)
     }
 }
 

@@ -3,12 +3,27 @@
 use std::ffi::{CStr, CString};
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::pg_sys;
+
+use crate::error::Error;
 
 /// Whether CREATE EXTENSION and ALTER EXTENSION UPDATE run `migrate()`.
 pub static AUTO_INSTALL: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// The caller's `users.id` where no authentication service sets claims.
 pub static USER_ID: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// Text crosses between Postgres and Rust as UTF-8.
+pub fn require_utf8() -> Result<(), Error> {
+    // SAFETY: reads globals; a postmaster that preloads the library has no database yet.
+    unsafe {
+        let in_database = pg_sys::MyDatabaseId != pg_sys::Oid::INVALID;
+        if in_database && pg_sys::GetDatabaseEncoding() != pg_sys::pg_enc::PG_UTF8 as i32 {
+            return Err(Error::NotUtf8);
+        }
+    }
+    Ok(())
+}
 
 pub fn define() {
     GucRegistry::define_bool_guc(
@@ -29,7 +44,7 @@ pub fn define() {
     );
     unsafe {
         // SAFETY: called from _PG_init; the name is a static C string.
-        pgrx::pg_sys::MarkGUCPrefixReserved(c"pg_conversation".as_ptr());
+        pg_sys::MarkGUCPrefixReserved(c"pg_conversation".as_ptr());
     }
 }
 
@@ -37,7 +52,7 @@ pub fn define() {
 pub fn read(name: &CStr) -> Option<&'static [u8]> {
     // SAFETY: missing_ok makes an unknown name null; the string lives at least until the setting
     // changes, and callers copy what they keep.
-    let value = unsafe { pgrx::pg_sys::GetConfigOption(name.as_ptr(), true, false) };
+    let value = unsafe { pg_sys::GetConfigOption(name.as_ptr(), true, false) };
     if value.is_null() {
         return None;
     }

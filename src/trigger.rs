@@ -2,51 +2,31 @@
 
 use std::ffi::CStr;
 
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, IntoDatum};
 
 use crate::error::Error;
-
-/// A function that takes the call as Postgres hands it over: triggers, and calls whose arguments
-/// should not be taken apart. Its SQL stands in `api.sql`.
-macro_rules! c_function {
-    ($(#[$doc:meta])* $name:ident, $info:ident, $body:path) => {
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $info() -> &'static pgrx::pg_sys::Pg_finfo_record {
-            const V1: pgrx::pg_sys::Pg_finfo_record =
-                pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
-            &V1
-        }
-
-        $(#[$doc])*
-        #[unsafe(no_mangle)]
-        #[pgrx::pg_guard]
-        pub unsafe extern "C-unwind" fn $name(
-            fcinfo: pgrx::pg_sys::FunctionCallInfo,
-        ) -> pgrx::pg_sys::Datum {
-            $crate::error::OrRaise::or_raise($body(fcinfo))
-        }
-    };
-}
-pub(crate) use c_function;
+use crate::function::c_function;
+use crate::plan::{self, Row};
 
 /// The row a BEFORE trigger was fired for.
 pub struct TriggerRow {
     data: *mut pg_sys::TriggerData,
-    tuple: pg_sys::HeapTuple,
+    row: Row,
     changes: Vec<(i32, Option<Datum>)>,
 }
 
 impl TriggerRow {
     /// The new row of an INSERT or UPDATE.
-    pub fn new(fcinfo: pg_sys::FunctionCallInfo) -> Result<Self, Error> {
+    pub fn new(call: pg_sys::FunctionCallInfo) -> Result<Self, Error> {
         // SAFETY: the context of a call by the trigger manager is a TriggerData that lives as long
         // as the call.
         unsafe {
-            if !pgrx::trigger_support::called_as_trigger(fcinfo) {
+            if !pgrx::trigger_support::called_as_trigger(call) {
                 return Err(Error::NotATrigger);
             }
-            let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
+            let data = (*call).context.cast::<pg_sys::TriggerData>();
             let event = (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK;
             let tuple = match event {
                 pg_sys::TRIGGER_EVENT_INSERT => (*data).tg_trigtuple,
@@ -59,7 +39,19 @@ impl TriggerRow {
             {
                 return Err(Error::NotATrigger);
             }
-            Ok(Self { data, tuple, changes: Vec::new() })
+            let desc = (*(*data).tg_relation).rd_att;
+            Ok(Self { data, row: Row { tuple, desc }, changes: Vec::new() })
+        }
+    }
+
+    /// The same, for a trigger that works with the rights of the table's owner and so for our
+    /// table only, whatever other table somebody puts it on.
+    pub fn of(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<Self, Error> {
+        let row = Self::new(call)?;
+        if row.table() == plan::table(plan::home()?.schema, table)? {
+            Ok(row)
+        } else {
+            Err(Error::NotATrigger)
         }
     }
 
@@ -85,39 +77,35 @@ impl TriggerRow {
         }
     }
 
-    fn column(&self, name: &CStr) -> Result<i32, Error> {
-        // SAFETY: see new(); the descriptor belongs to the open relation.
-        let n = unsafe { pg_sys::SPI_fnumber((*(*self.data).tg_relation).rd_att, name.as_ptr()) };
-        if n > 0 { Ok(n) } else { Err(Error::NotInstalled) }
+    fn read<T: FromDatum + IntoDatum>(row: Row, name: &CStr) -> Result<Option<T>, Error> {
+        let n = Self::column::<T>(row, name)?;
+        Ok(row.get(n))
     }
 
-    fn read<T: FromDatum>(
-        &self,
-        tuple: pg_sys::HeapTuple,
-        name: &CStr,
-    ) -> Result<Option<T>, Error> {
-        let n = self.column(name)?;
-        let mut is_null = false;
-        // SAFETY: n is a column of this tuple's descriptor, and T the type the column was made with.
-        unsafe {
-            let desc = (*(*self.data).tg_relation).rd_att;
-            let datum = pg_sys::SPI_getbinval(tuple, desc, n, &mut is_null);
-            Ok(T::from_datum(datum, is_null))
+    fn column<T: IntoDatum>(row: Row, name: &CStr) -> Result<i32, Error> {
+        let n = row.column(name).ok_or(Error::NotInstalled)?;
+        // SAFETY: n is a column of this descriptor.
+        let found = unsafe { pg_sys::SPI_gettypeid(row.desc, n) };
+        if found == T::type_oid() {
+            Ok(n)
+        } else {
+            Err(Error::ColumnChanged(name.to_string_lossy().into_owned()))
         }
     }
 
-    pub fn get<T: FromDatum>(&self, name: &CStr) -> Result<Option<T>, Error> {
-        self.read(self.tuple, name)
+    pub fn get<T: FromDatum + IntoDatum>(&self, name: &CStr) -> Result<Option<T>, Error> {
+        Self::read(self.row, name)
     }
 
     /// The value before an UPDATE.
-    pub fn old<T: FromDatum>(&self, name: &CStr) -> Result<Option<T>, Error> {
+    pub fn old<T: FromDatum + IntoDatum>(&self, name: &CStr) -> Result<Option<T>, Error> {
         // SAFETY: see new(); for an UPDATE tg_trigtuple is the old row.
-        self.read(unsafe { (*self.data).tg_trigtuple }, name)
+        let tuple = unsafe { (*self.data).tg_trigtuple };
+        Self::read(Row { tuple, ..self.row }, name)
     }
 
     pub fn set<T: IntoDatum>(&mut self, name: &CStr, value: T) -> Result<(), Error> {
-        let n = self.column(name)?;
+        let n = Self::column::<T>(self.row, name)?;
         self.changes.push((n, value.into_datum()));
         Ok(())
     }
@@ -125,7 +113,7 @@ impl TriggerRow {
     /// The row to go on with, as the trigger manager takes it.
     pub fn finish(self) -> Datum {
         if self.changes.is_empty() {
-            return Datum::from(self.tuple);
+            return Datum::from(self.row.tuple);
         }
         let mut columns: Vec<i32> = self.changes.iter().map(|(n, _)| *n).collect();
         let mut values: Vec<Datum> =
@@ -134,8 +122,8 @@ impl TriggerRow {
         // SAFETY: the three arrays are of one length and name columns of this descriptor.
         let tuple = unsafe {
             pg_sys::heap_modify_tuple_by_cols(
-                self.tuple,
-                (*(*self.data).tg_relation).rd_att,
+                self.row.tuple,
+                self.row.desc,
                 columns.len() as i32,
                 columns.as_mut_ptr(),
                 values.as_mut_ptr(),
@@ -151,12 +139,13 @@ c_function!(
     touch_updated_at, pg_finfo_touch_updated_at, touch
 );
 
-fn touch(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    let mut row = TriggerRow::new(fcinfo)?;
+fn touch(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let mut row = TriggerRow::new(call)?;
     // SAFETY: a trigger runs inside a transaction.
-    let mut latest = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-    for known in [row.old::<i64>(c"updated_at")?, row.get::<i64>(c"updated_at")?] {
-        latest = latest.max(known.unwrap_or(latest));
+    let now = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+    let mut latest = TimestampWithTimeZone::try_from(now).ok();
+    for known in [row.old(c"updated_at")?, row.get(c"updated_at")?] {
+        latest = latest.max(known);
     }
     row.set(c"updated_at", latest)?;
     Ok(row.finish())
@@ -167,6 +156,6 @@ c_function!(
     refuse_change, pg_finfo_refuse_change, refuse
 );
 
-fn refuse(fcinfo: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    Err(Error::Refused(TriggerRow::new(fcinfo)?.argument()))
+fn refuse(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    Err(Error::Refused(TriggerRow::new(call)?.argument()))
 }

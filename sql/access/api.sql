@@ -1,3 +1,16 @@
+create function @extschema@.has_conversation_access(conversation_id uuid, user_id uuid, level text)
+returns boolean
+language c stable parallel safe cost 20 as 'MODULE_PATHNAME', 'has_conversation_access';
+create function @extschema@.has_conversation_access(
+    conversation_id uuid,
+    user_id uuid,
+    level text,
+    tenant_id uuid,
+    owner_id uuid,
+    visibility text,
+    deleted_at timestamptz
+) returns boolean
+language c stable parallel safe cost 10 as 'MODULE_PATHNAME', 'has_conversation_access_by_row';
 comment on function @extschema@.has_conversation_access(uuid, uuid, text) is
 'Whether the caller, named by his users.id, may read, write or manage a conversation.';
 comment on function @extschema@.has_conversation_access(

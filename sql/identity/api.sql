@@ -12,7 +12,8 @@ as $$
 begin
     delete from @extschema@.tenants t
     where t.id = new.id
-    and not exists (select from @extschema@.users u where u.tenant_id = t.id);
+    and not exists (select from @extschema@.users u where u.tenant_id = t.id)
+    and not exists (select from @extschema@.conversations c where c.tenant_id = t.id);
     return new;
 end;
 $$;

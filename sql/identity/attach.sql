@@ -6,6 +6,11 @@ alter table @extschema@.users alter column id set default @extschema@.new_id();
 alter table @extschema@.users
 alter column tenant_id set default '00000000-0000-7000-8000-000000000001';
 
+-- A fixed id, so that a dump of one installation finds its default tenant in another.
+insert into @extschema@.tenants (id, name, slug)
+select '00000000-0000-7000-8000-000000000001', 'Default', 'default'
+where not exists (select from @extschema@.tenants);
+
 drop policy if exists tenants_read on @extschema@.tenants;
 create policy tenants_read on @extschema@.tenants for select
 using (id = (select @extschema@.current_tenant_id()));

@@ -45,7 +45,3 @@ create table @extschema@.users (
 
 -- Also serves the foreign key to tenants.
 create unique index idx_users_tenant_email on @extschema@.users (tenant_id, pg_catalog.lower(email));
-
--- A fixed id, so that a dump of one installation finds its default tenant in another.
-insert into @extschema@.tenants (id, name, slug)
-values ('00000000-0000-7000-8000-000000000001', 'Default', 'default');

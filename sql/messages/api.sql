@@ -1,6 +1,7 @@
 create function @extschema@.place_message() returns trigger
 language c as 'MODULE_PATHNAME', 'place_message';
-comment on function @extschema@.place_message() is 'Trigger: gives tenant and number to a new message.';
+comment on function @extschema@.place_message() is
+'Trigger: gives id, tenant and number to a new message.';
 
 create function @extschema@.add_message(
     conversation_id uuid,
@@ -35,16 +36,12 @@ language sql stable parallel safe
 as $$
     select c.id, c.session_id, c.title, m.id, m.role::text, m.content, m.sequence_number, m.created_at
     from @extschema@.conversations c
-    left join lateral (
-        select i.id, i.role, i.content, i.sequence_number, i.created_at
-        from @extschema@.messages i
-        where i.conversation_id operator(pg_catalog.=) conv_id
-        and i.sequence_number operator(pg_catalog.>) coalesce(after_sequence, 0)
-        order by i.sequence_number
-        limit max_messages
-    ) m on true
+    left join @extschema@.messages m
+        on m.conversation_id operator(pg_catalog.=) c.id
+        and m.sequence_number operator(pg_catalog.>) coalesce(after_sequence, 0)
     where c.id operator(pg_catalog.=) conv_id and c.deleted_at is null
-    order by m.sequence_number;
+    order by m.sequence_number
+    limit max_messages;
 $$;
 comment on function @extschema@.get_conversation_with_messages(uuid, integer, integer) is
 'A conversation with its messages in order; one row without a message for an empty one. Pages by

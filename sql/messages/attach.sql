@@ -1,7 +1,5 @@
 alter table @extschema@.messages enable row level security;
 
-alter table @extschema@.messages alter column id set default @extschema@.new_id();
-
 drop policy if exists messages_read on @extschema@.messages;
 create policy messages_read on @extschema@.messages for select
 using (
@@ -34,7 +32,7 @@ comment on type @extschema@.message_role is 'Who speaks in a message.';
 comment on type @extschema@.message_status is
 'Life of a message: pending and streaming are unfinished, the others final.';
 comment on table @extschema@.messages is 'Messages, numbered 1, 2, 3 ... in each conversation without a gap.';
-comment on column @extschema@.messages.id is 'Key.';
+comment on column @extschema@.messages.id is 'Key; made at insert when absent.';
 comment on column @extschema@.messages.conversation_id is 'Conversation it belongs to; fixed for life.';
 comment on column @extschema@.messages.tenant_id is 'Tenant, taken from the conversation; fixed for life.';
 comment on column @extschema@.messages.sequence_number is
@@ -62,5 +60,6 @@ comment on index @extschema@.idx_messages_retry_key is 'One message a retry key 
 comment on index @extschema@.idx_messages_parent is 'Answers to a message; serves its foreign key.';
 comment on policy messages_read on @extschema@.messages is 'Whoever reads the conversation.';
 comment on policy messages_insert on @extschema@.messages is 'Whoever writes in the conversation.';
-comment on trigger place_message on @extschema@.messages is 'Gives tenant and number to a new message.';
+comment on trigger place_message on @extschema@.messages is
+'Gives id, tenant and number to a new message.';
 comment on trigger refuse_move on @extschema@.messages is 'Keeps a message where it is.';

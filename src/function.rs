@@ -1,0 +1,69 @@
+//! Functions that take a call as Postgres hands it over: triggers, hot functions, and those whose
+//! arguments should not be taken apart.
+
+use pgrx::FromDatum;
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+
+/// A function whose SQL stands in `api.sql`. Its body takes the call and returns a value or our
+/// error.
+macro_rules! c_function {
+    ($(#[$doc:meta])* $name:ident, $info:ident, $body:path) => {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $info() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            const V1: pgrx::pg_sys::Pg_finfo_record =
+                pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &V1
+        }
+
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        #[pgrx::pg_guard]
+        pub unsafe extern "C-unwind" fn $name(
+            call: pgrx::pg_sys::FunctionCallInfo,
+        ) -> pgrx::pg_sys::Datum {
+            $crate::error::OrRaise::or_raise($body(call))
+        }
+    };
+}
+pub(crate) use c_function;
+
+/// Argument `n`, counted from 0, as it came; `None` is null.
+pub fn raw_argument(call: FunctionCallInfo, n: usize) -> Option<Datum> {
+    // SAFETY: Postgres hands over a valid call; a number past its arguments is null.
+    unsafe {
+        if n >= (*call).nargs as usize {
+            return None;
+        }
+        let argument = &(&(*call).args).as_slice((*call).nargs as usize)[n];
+        (!argument.isnull).then_some(argument.value)
+    }
+}
+
+/// Argument `n` as a Rust value.
+///
+/// # Safety
+///
+/// `T` must be what the function is declared with.
+pub unsafe fn argument<T: FromDatum>(call: FunctionCallInfo, n: usize) -> Option<T> {
+    raw_argument(call, n).and_then(|datum| unsafe { T::from_datum(datum, false) })
+}
+
+/// Memory that a call site keeps from row to row, as long as the statement runs.
+///
+/// # Safety
+///
+/// One type a function, without a destructor that matters.
+pub unsafe fn scratch<'a, T: Default>(call: FunctionCallInfo) -> Option<&'a mut T> {
+    unsafe {
+        let info = (*call).flinfo;
+        if info.is_null() {
+            return None;
+        }
+        if (*info).fn_extra.is_null() {
+            let place = pg_sys::MemoryContextAlloc((*info).fn_mcxt, size_of::<T>()).cast::<T>();
+            place.write(T::default());
+            (*info).fn_extra = place.cast();
+        }
+        (*info).fn_extra.cast::<T>().as_mut()
+    }
+}
