@@ -1,6 +1,12 @@
+create function @extschema@.expect_access(internal) returns internal
+language c strict as 'MODULE_PATHNAME', 'expect_access';
+comment on function @extschema@.expect_access(internal) is
+'For the planner: most rows that a policy is asked about are the caller''s.';
+
 create function @extschema@.has_conversation_access(conversation_id uuid, user_id uuid, level text)
 returns boolean
-language c stable parallel safe cost 20 as 'MODULE_PATHNAME', 'has_conversation_access';
+language c stable parallel safe cost 20 support @extschema@.expect_access
+as 'MODULE_PATHNAME', 'has_conversation_access';
 create function @extschema@.has_conversation_access(
     conversation_id uuid,
     user_id uuid,
@@ -10,7 +16,8 @@ create function @extschema@.has_conversation_access(
     visibility text,
     deleted_at timestamptz
 ) returns boolean
-language c stable parallel safe cost 10 as 'MODULE_PATHNAME', 'has_conversation_access_by_row';
+language c stable parallel safe cost 10 support @extschema@.expect_access
+as 'MODULE_PATHNAME', 'has_conversation_access_by_row';
 comment on function @extschema@.has_conversation_access(uuid, uuid, text) is
 'Whether the caller, named by his users.id, may read, write or manage a conversation.';
 comment on function @extschema@.has_conversation_access(

@@ -52,7 +52,7 @@ begin
             get_or_create_conversation.session_id, get_or_create_conversation.visibility,
             coalesce(get_or_create_conversation.metadata, '{}')
         )
-        on conflict (tenant_id, continuation_id) where deleted_at is null do nothing
+        on conflict do nothing
         returning id into found_id;
     end if;
     if found_id is null then
@@ -62,7 +62,8 @@ begin
         and c.continuation_id = get_or_create_conversation.continuation_id and c.deleted_at is null;
     end if;
     if found_id is null then
-        raise exception 'continuation_id "%" is taken', get_or_create_conversation.continuation_id
+        raise exception 'continuation_id "%" or the session_id is taken',
+            get_or_create_conversation.continuation_id
             using errcode = 'unique_violation', hint = 'Use another name, or ask its owner to share it.';
     end if;
     return found_id;
@@ -92,12 +93,15 @@ as $$
     select c.id, c.session_id, c.continuation_id, c.title, c.visibility, c.is_pinned, c.last_sequence,
         c.created_at, c.updated_at
     from @extschema@.conversations c
-    where c.user_id operator(pg_catalog.=) (select @extschema@.current_user_id())
+    where c.tenant_id operator(pg_catalog.=) (select @extschema@.current_tenant_id())
+    and c.user_id operator(pg_catalog.=) (select @extschema@.current_user_id())
     and c.is_archived operator(pg_catalog.=) archived
     and c.deleted_at is null
+    -- Case, not coalesce: the planner takes coalesce for leaky, and behind policies such a condition
+    -- does not reach the index.
     and row(c.updated_at, c.id) operator(pg_catalog.<) row(
-        coalesce(before, 'infinity'),
-        coalesce(before_id, '00000000-0000-0000-0000-000000000000')
+        case when before is null then 'infinity' else before end,
+        case when before_id is null then '00000000-0000-0000-0000-000000000000' else before_id end
     )
     order by c.updated_at desc, c.id desc
     limit max_rows;

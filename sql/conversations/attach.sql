@@ -112,12 +112,15 @@ comment on column @extschema@.conversation_members.role is
 'viewer reads, editor also writes, owner also manages.';
 comment on column @extschema@.conversation_members.created_at is 'When the user joined.';
 
-comment on index @extschema@.idx_conversations_tenant is 'The conversations of a tenant.';
+comment on index @extschema@.idx_conversations_user is
+'The conversations of a user; serves its foreign key.';
+comment on statistics @extschema@.conversations_tenant_of_user is
+'Tells the planner that the user decides the tenant.';
 comment on index @extschema@.idx_conversations_tenant_session is 'One conversation a session_id and tenant.';
 comment on index @extschema@.idx_conversations_tenant_continuation is
 'One conversation a continuation_id and tenant.';
 comment on index @extschema@.idx_conversations_user_updated is
-'Pages of a user''s list, latest first, at any depth.';
+'Pages of a user''s list, latest first, at any depth; serves the foreign key to tenants.';
 comment on index @extschema@.idx_conversation_members_user is 'The conversations a user was added to.';
 comment on policy conversations_read on @extschema@.conversations is
 'Owner, members, tenant when visible to it, tenant admins.';

@@ -24,16 +24,18 @@ create table @extschema@.conversations (
     updated_at timestamptz not null default pg_catalog.now()
 );
 
--- Serves the foreign key and the tenant's part of every policy.
-create index idx_conversations_tenant on @extschema@.conversations (tenant_id);
 -- A deleted conversation gives its names back.
 create unique index idx_conversations_tenant_session
 on @extschema@.conversations (tenant_id, session_id) where deleted_at is null;
 create unique index idx_conversations_tenant_continuation
 on @extschema@.conversations (tenant_id, continuation_id) where deleted_at is null;
--- Pages of a user's list, and the foreign key to users.
+-- Pages of a user's list. The tenant leads, for policies compare it in every query.
 create index idx_conversations_user_updated
-on @extschema@.conversations (user_id, is_archived, updated_at desc, id desc);
+on @extschema@.conversations (tenant_id, user_id, is_archived, updated_at desc, id desc);
+create index idx_conversations_user on @extschema@.conversations (user_id);
+-- A user has one tenant: without this the planner multiplies the two and expects too few rows.
+create statistics @extschema@.conversations_tenant_of_user (dependencies)
+on tenant_id, user_id from @extschema@.conversations;
 
 create table @extschema@.conversation_members (
     conversation_id uuid not null

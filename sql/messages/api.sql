@@ -38,7 +38,8 @@ as $$
     from @extschema@.conversations c
     left join @extschema@.messages m
         on m.conversation_id operator(pg_catalog.=) c.id
-        and m.sequence_number operator(pg_catalog.>) coalesce(after_sequence, 0)
+        -- Case, not coalesce: see list_conversations.
+        and m.sequence_number operator(pg_catalog.>) case when after_sequence is null then 0 else after_sequence end
     where c.id operator(pg_catalog.=) conv_id and c.deleted_at is null
     order by m.sequence_number
     limit max_messages;
