@@ -93,7 +93,8 @@ const MOST_ANSWERS: usize = 100_000;
 
 fn known(view: View, person: &Person, conversation: Uuid) -> Option<Level> {
     ANSWERS.with_borrow_mut(|answers| {
-        if answers.of != Some((view, person.id)) || answers.levels.len() > MOST_ANSWERS {
+        let theirs = answers.of.is_some_and(|(of, id)| view.sees_what(&of) && id == person.id);
+        if !theirs || answers.levels.len() > MOST_ANSWERS {
             answers.of = Some((view, person.id));
             answers.levels.clear();
         }
@@ -191,11 +192,11 @@ fn caller_if(call: FunctionCallInfo, user: Uuid) -> Result<Option<Person>, Error
     let view = View::now();
     // SAFETY: nothing else is kept at these call sites.
     let kept = unsafe { scratch::<Option<(View, Person)>>(call) };
-    match kept {
-        Some(Some((of, person))) if Some(*of) == view && person.id == user => {
-            return Ok(Some(*person));
-        }
-        _ => {}
+    if let Some(Some((of, person))) = kept
+        && still_holds(Some(*of), view)
+        && person.id == user
+    {
+        return Ok(Some(*person));
     }
     let person = identity::person()?.filter(|person| person.id == user);
     if let Some(kept) = kept {
@@ -296,19 +297,19 @@ pub fn as_role<T>(role: Oid, work: impl FnOnce() -> Result<T, Error>) -> Result<
     result
 }
 
-/// What the running command can see. Two commands with equal views see the same rows, so an answer
-/// computed under one holds under the other, across statements and transactions.
+/// What the running command can see. While two commands see the same, an answer computed under one
+/// holds under the other.
 ///
 /// Between two snapshots with the same bounds the set of running transactions can only shrink, so
-/// their number tells it; a transaction's own changes move its command or its (sub)transaction id.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// their number tells it. What a transaction has changed itself is told by its command and
+/// subtransaction.
+#[derive(Clone, Copy)]
 pub struct View {
-    xmin: pg_sys::TransactionId,
-    xmax: pg_sys::TransactionId,
+    bounds: (pg_sys::TransactionId, pg_sys::TransactionId),
     running: (u32, i32, bool),
-    command: pg_sys::CommandId,
-    transaction: pg_sys::TransactionId,
-    subtransaction: pg_sys::SubTransactionId,
+    command: (pg_sys::CommandId, pg_sys::SubTransactionId),
+    transaction: pg_sys::LocalTransactionId,
+    has_xid: bool,
 }
 
 impl View {
@@ -327,16 +328,34 @@ impl View {
                 return None;
             }
             let snapshot = &*GetActiveSnapshot();
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            let transaction = (*pg_sys::MyProc).lxid;
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            let transaction = (*pg_sys::MyProc).vxid.lxid;
             Some(Self {
-                xmin: snapshot.xmin,
-                xmax: snapshot.xmax,
+                bounds: (snapshot.xmin, snapshot.xmax),
                 running: (snapshot.xcnt, snapshot.subxcnt, snapshot.suboverflowed),
-                command: snapshot.curcid,
-                transaction: GetTopTransactionIdIfAny(),
-                subtransaction: GetCurrentSubTransactionId(),
+                command: (snapshot.curcid, GetCurrentSubTransactionId()),
+                transaction,
+                has_xid: GetTopTransactionIdIfAny() != pg_sys::TransactionId::INVALID,
             })
         }
     }
+
+    /// In another transaction nothing may have been written under either view: one that writes
+    /// later gets an id beyond the upper bound, and its end moves that. Within one transaction the
+    /// command says it all, and an id that it gets in between changes nothing.
+    pub fn sees_what(&self, other: &View) -> bool {
+        self.bounds == other.bounds
+            && self.running == other.running
+            && self.command == other.command
+            && (self.transaction == other.transaction || !(self.has_xid || other.has_xid))
+    }
+}
+
+/// Whether an answer given under `then` holds now.
+pub fn still_holds(then: Option<View>, now: Option<View>) -> bool {
+    matches!((then, now), (Some(then), Some(now)) if now.sees_what(&then))
 }
 
 #[cfg(test)]

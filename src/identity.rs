@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
 
-use crate::access::{View, as_owner};
+use crate::access::{View, as_owner, still_holds};
 use crate::error::{Error, OrRaise};
 use crate::lookup::{self, by_id};
 use crate::plan::{Statement, arg};
@@ -138,9 +138,8 @@ pub fn person() -> Result<Option<Person>, Error> {
         return Ok(None);
     };
     let view = View::now();
-    if let Some(person) =
-        KNOWN.with_borrow(|known| (view.is_some() && known.view == view).then_some(known.person))
-    {
+    let known = KNOWN.with_borrow(|known| still_holds(known.view, view).then_some(known.person));
+    if let Some(person) = known {
         return Ok(person);
     }
     let mut person = look_up(subject)?;

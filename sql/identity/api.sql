@@ -9,13 +9,20 @@ comment on function @extschema@.ensure_user() is
 create function @extschema@.adopt_dumped_tenant() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
+declare
+    default_id constant uuid := '00000000-0000-7000-8000-000000000001';
 begin
-    delete from @extschema@.tenants t
-    where t.id = new.id
-    and not exists (select from @extschema@.users u where u.tenant_id = t.id)
-    and not exists (select from @extschema@.conversations c where c.tenant_id = t.id);
+    if exists (select from @extschema@.users u where u.tenant_id = default_id)
+    or exists (select from @extschema@.conversations c where c.tenant_id = default_id) then
+        return new;
+    end if;
+    if new.id = default_id then
+        delete from @extschema@.tenants t where t.id = default_id;
+    else
+        update @extschema@.tenants t set slug = t.id where t.id = default_id and t.slug = new.slug;
+    end if;
     return new;
 end;
 $$;
 comment on function @extschema@.adopt_dumped_tenant() is
-'Trigger: lets a dump of data alone bring its default tenant while nobody belongs to it.';
+'Trigger: while nobody belongs to the default tenant, it gives way to the one of a dump, and its slug to another.';

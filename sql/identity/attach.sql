@@ -29,7 +29,7 @@ with check (id = (select @extschema@.current_user_id()));
 
 create or replace trigger adopt_dumped_row
 before insert on @extschema@.tenants
-for each row when (new.id = '00000000-0000-7000-8000-000000000001')
+for each row when (new.id = '00000000-0000-7000-8000-000000000001' or new.slug = 'default')
 execute function @extschema@.adopt_dumped_tenant();
 
 create or replace trigger touch
@@ -85,7 +85,7 @@ comment on policy users_read on @extschema@.users is 'A user sees himself; an ad
 comment on policy users_update on @extschema@.users is
 'A user changes himself, in the columns that grants allow.';
 comment on trigger adopt_dumped_row on @extschema@.tenants is
-'Lets a dump of data alone bring its own default tenant.';
+'Lets a dump of data alone bring its own tenants beside the default one.';
 comment on trigger touch on @extschema@.tenants is 'Moves updated_at forward.';
 comment on trigger touch on @extschema@.users is 'Moves updated_at forward.';
 comment on trigger refuse_move on @extschema@.users is 'Keeps a user in its tenant.';

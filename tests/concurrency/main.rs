@@ -1,1 +1,7 @@
-//! x
+//! Many sessions at once: numbers without a gap, names given once, answers that are never stale.
+
+mod crowd;
+mod frame;
+mod identity;
+mod names;
+mod numbers;

@@ -1,0 +1,135 @@
+//! doctor() finds what was broken on purpose, and nothing else.
+
+use pg_conversation_tests::{Server, Session, Uuid, oldest};
+
+#[test]
+fn doctor_finds_each_thing_that_is_broken() {
+    let database = Server::shared(oldest()).database();
+    let user = Uuid::new_v4();
+    let mut member = database.member(user);
+    let c: Uuid = member.value("select create_conversation('one')");
+    member.run(&format!("select add_message('{c}', 'user', 'x')"));
+    let mut owner = database.superuser();
+    owner.run("insert into tenants (id, name, slug) values (new_id(), 'Other', 'other')");
+    let replica = "set local session_replication_role = replica";
+    let other = "(select id from tenants where slug = 'other')";
+
+    // What is broken, the checks that see it, and what the detail names.
+    let cases: Vec<(String, &str, &str)> = vec![
+        ("alter table messages disable trigger place_message".into(), "triggers", "place_message on messages"),
+        ("alter table messages enable replica trigger place_message".into(), "triggers", "place_message on messages"),
+        ("drop trigger refuse_move on conversations".into(), "triggers", "refuse_move on conversations"),
+        ("alter table users disable trigger all".into(), "triggers", "touch on users"),
+        ("drop policy messages_read on messages".into(), "policies", "messages_read on messages"),
+        ("drop policy users_update on users".into(), "policies", "users_update on users"),
+        ("alter table conversations disable row level security".into(), "row level security", "conversations"),
+        ("alter table schema_version disable row level security".into(), "row level security", "schema_version"),
+        ("alter table conversations alter column id drop default".into(), "defaults", "conversations.id"),
+        ("alter table users alter column tenant_id drop default".into(), "defaults", "users.tenant_id"),
+        ("drop index idx_messages_conversation_seq".into(), "indexes", "idx_messages_conversation_seq"),
+        ("drop index idx_users_tenant_email".into(), "indexes", "idx_users_tenant_email"),
+        (
+            "update pg_index set indisvalid = false where indexrelid = 'idx_messages_retry_key'::regclass".into(),
+            "indexes",
+            "idx_messages_retry_key",
+        ),
+        ("drop table conversation_members".into(), "tables", "conversation_members"),
+        (
+            "alter extension pg_conversation add table messages".into(),
+            "tables are the owner's, not the extension's",
+            "messages",
+        ),
+        ("grant truncate on messages to member".into(), "grants", "TRUNCATE on messages to member"),
+        ("grant trigger on users to member".into(), "grants", "TRIGGER on users to member"),
+        ("grant references on conversations to member".into(), "grants", "REFERENCES on conversations"),
+        ("grant select on messages to public".into(), "grants", "SELECT on messages to public"),
+        (
+            "delete from schema_version where version = (select max(version) from schema_version)".into(),
+            "schema version",
+            "",
+        ),
+        ("update schema_version set checksum = 'x' where version = 1".into(), "migrations unchanged", "frame"),
+        (
+            format!("{replica}; update messages set tenant_id = {other}"),
+            "rows lie in the tenant of their parent",
+            "1 messages",
+        ),
+        (
+            format!("{replica}; update conversations set tenant_id = {other}"),
+            "rows lie in the tenant of their parent",
+            "1 conversations",
+        ),
+        (
+            format!("{replica}; update conversations set last_sequence = 0"),
+            "counters are not behind their messages",
+            "1 conversations",
+        ),
+        (
+            format!("alter role member set pg_conversation.user_id = '{user}'"),
+            "settings",
+            "pg_conversation.user_id",
+        ),
+        (
+            format!("alter database {} set request.jwt.claims = '{{}}'", database.name),
+            "settings",
+            "request.jwt.claims",
+        ),
+        ("alter role member set row_security = off".into(), "settings", "row_security"),
+        (
+            format!(
+                "{replica}; delete from messages; delete from conversations; delete from users; \
+                 delete from tenants where slug = 'default'"
+            ),
+            "default tenant",
+            "",
+        ),
+    ];
+    let ill = "select string_agg(check_name || ': ' || coalesce(detail, ''), '; ') from doctor() where not ok";
+    assert_eq!(owner.value::<Option<String>>(ill), None, "before anything is broken");
+    let checks: i64 = owner.value("select count(*) from doctor()");
+    assert!(checks > 10);
+    let mut wrong = Vec::new();
+    for (sql, check, names) in &cases {
+        owner.run("begin");
+        owner.run(sql);
+        let rows = owner
+            .query("select check_name, detail, hint from doctor() where not ok", &[])
+            .expect("doctor() survives what it looks for");
+        let found = rows.iter().any(|row| {
+            row.get::<_, String>(0) == *check
+                && row.get::<_, Option<String>>(1).unwrap_or_default().contains(names)
+                && row.get::<_, Option<String>>(2).is_some_and(|hint| !hint.is_empty())
+        });
+        if !found {
+            let said: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    format!("{}: {:?}", row.get::<_, String>(0), row.get::<_, Option<String>>(1))
+                })
+                .collect();
+            wrong.push(format!("{sql}: not under {check:?} with {names:?}, but {said:?}"));
+        }
+        owner.run("rollback");
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(owner.value::<Option<String>>(ill), None, "after all was put back");
+    // Every check was seen to fail, but for the library's own version.
+    let untested: Vec<String> = owner
+        .values::<String>("select check_name from doctor()")
+        .into_iter()
+        .filter(|name| name != "library" && !cases.iter().any(|(_, check, _)| check == name))
+        .collect();
+    assert_eq!(untested, Vec::<String>::new(), "no case breaks these");
+}
+
+#[test]
+fn migrate_mends_what_doctor_says_it_mends() {
+    let database = Server::shared(oldest()).database();
+    let mut owner = database.superuser();
+    owner.run(
+        "drop trigger refuse_move on conversations; drop policy messages_read on messages; \
+         alter table conversations disable row level security; \
+         alter table conversations alter column id drop default; select migrate()",
+    );
+    assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
+}

@@ -1,0 +1,166 @@
+//! migrate(), rollback_to() and uninstall(): forwards, backwards, refused.
+
+use pg_conversation_tests::{Client, Session, Uuid, describe};
+
+use crate::owner::{OWNER, owned, remains};
+
+fn refusal(client: &mut Client, sql: &str) -> (String, String, String) {
+    let error = client.batch_execute(sql).expect_err(sql);
+    let db = error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}"));
+    let hint = db.hint().unwrap_or_else(|| panic!("{sql}: no hint: {}", describe(&error)));
+    (db.code().code().into(), db.message().into(), hint.into())
+}
+
+#[test]
+fn migrate_refuses_a_schema_it_does_not_know() {
+    let database = owned();
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation");
+    let cases = [
+        (
+            "insert into schema_version (version, name, checksum) values (99, 'future', 'x')",
+            "99",
+            "schema version",
+        ),
+        (
+            "update schema_version set checksum = 'x' where version = 2",
+            "identity",
+            "migrations unchanged",
+        ),
+        (
+            "update schema_version set checksum = 'x' where version = 4",
+            "messages",
+            "migrations unchanged",
+        ),
+    ];
+    for (change, named, check) in cases {
+        owner.run("begin");
+        owner.run(change);
+        assert!(
+            !owner.value::<bool>(&format!("select ok from doctor() where check_name = '{check}'")),
+            "{change}"
+        );
+        let (code, message, _) = refusal(&mut owner, "select migrate()");
+        assert_eq!(code, "55000");
+        assert!(message.contains(named), "{message}");
+        owner.run("rollback");
+    }
+    assert_eq!(
+        owner.value::<i32>("select migrate()"),
+        owner.value::<i32>("select max(version) from schema_version")
+    );
+}
+
+#[test]
+fn the_frame_obeys_its_owner_only() {
+    let database = owned();
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation; select grant_access('member')");
+    database.server.role("conc_stranger");
+    database.server.role("conc_deputy");
+    database.superuser().run(&format!("grant {OWNER} to conc_deputy"));
+    for sql in [
+        "select migrate()",
+        "select rollback_to(0, true)",
+        "select rollback_to(99)",
+        "select uninstall(current_database())",
+        "select uninstall('wrong')",
+        "select * from doctor()",
+        "select grant_access('conc_stranger')",
+    ] {
+        for role in ["member", "conc_stranger"] {
+            assert_eq!(refusal(&mut database.connect(role), sql).0, "42501", "{role}: {sql}");
+        }
+    }
+    // Members of the owning role act for it.
+    for role in ["conc_deputy", "postgres"] {
+        let mut client = database.connect(role);
+        client.run("select migrate(); select * from doctor(); select grant_access('member'); select rollback_to(3); select migrate()");
+    }
+    let foreign: i64 = owner.value(&format!(
+        "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relowner <> '{OWNER}'::regrole"
+    ));
+    assert_eq!(foreign, 0);
+}
+
+#[test]
+fn rollback_keeps_rows_unless_forced() {
+    let database = owned();
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation");
+    let latest: i32 = owner.value("select max(version) from schema_version");
+    for version in ["-1", "99", "2147483647", "-2147483648"] {
+        assert_eq!(refusal(&mut owner, &format!("select rollback_to({version})")).0, "22023");
+    }
+    // Without rows it goes all the way and back.
+    for version in (0..=latest).rev() {
+        owner.run("begin");
+        assert_eq!(owner.value::<i32>(&format!("select rollback_to({version})")), version);
+        let tables: i64 = owner.value("select count(*) from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace");
+        assert!(version > 0 || tables == 0);
+        assert_eq!(owner.value::<i32>("select migrate()"), latest);
+        assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
+        owner.run("commit");
+    }
+    owner.run(&format!("set pg_conversation.user_id = '{}'", Uuid::new_v4()));
+    let c: Uuid = owner.value("select create_conversation('keep')");
+    owner.run(&format!("select add_message('{c}', 'user', 'keep')"));
+    for (version, table) in [(latest - 1, "messages"), (2, "messages"), (0, "messages")] {
+        let (code, message, _) = refusal(&mut owner, &format!("select rollback_to({version})"));
+        assert_eq!(code, "55000");
+        assert!(message.contains(table), "{message}");
+        assert_eq!(owner.value::<i64>("select count(*) from messages"), 1);
+    }
+    assert_eq!(owner.value::<i32>("select rollback_to(3, force => true)"), 3);
+    assert_eq!(owner.value::<i64>("select count(*) from conversations"), 1);
+    owner.run("select migrate()");
+    assert_eq!(owner.value::<i64>("select count(*) from messages"), 0);
+    // The counter goes on where it was, or anew: never into a number that is taken.
+    owner.run(&format!(
+        "select add_message('{c}', 'user', 'again'), add_message('{c}', 'user', 'and again')"
+    ));
+    // A tenant that was changed is a row to lose, too.
+    owner.run("delete from messages; delete from conversations; delete from users; update tenants set name = 'Mine'");
+    assert!(refusal(&mut owner, "select rollback_to(1)").1.contains("tenants"));
+}
+
+#[test]
+fn uninstall_wants_the_name_of_the_database_and_leaves_functions_only() {
+    let database = owned();
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation; select ensure_user() from (select set_config('pg_conversation.user_id', new_id()::text, false)) s");
+    for wrong in ["null", "''", "'yes'", "upper(current_database())", "current_database() || ' '"] {
+        let (code, _, hint) = refusal(&mut owner, &format!("select uninstall({wrong})"));
+        assert_eq!(code, "22023", "{wrong}");
+        assert!(hint.contains(&database.name), "{hint}");
+    }
+    owner.run("select uninstall(confirm => current_database())");
+    let left: Vec<String> = remains(&mut owner)
+        .into_iter()
+        .filter(|what| !what.starts_with("function ") && !what.starts_with("extension "))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
+    let (code, _, hint) = refusal(&mut owner, "select ensure_user()");
+    assert_eq!((code.as_str(), hint.contains("migrate()")), ("55000", true));
+    owner.run("select migrate()");
+    assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
+    owner.run("select ensure_user(), create_conversation('anew')");
+}
+
+#[test]
+fn without_auto_install_the_tables_wait_for_migrate() {
+    for setting in ["set pg_conversation.auto_install = off", "set row_security = off"] {
+        let database = owned();
+        let mut owner = database.connect(OWNER);
+        // The library is not loaded yet: its setting is a name like any other.
+        owner.run(setting);
+        owner.run("create extension pg_conversation");
+        assert!(remains(&mut owner).iter().all(|what| !what.starts_with("relation ")), "{setting}");
+        owner.run("reset all; select migrate()");
+        assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
+        let foreign: i64 = owner.value(&format!(
+            "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relowner <> '{OWNER}'::regrole"
+        ));
+        assert_eq!(foreign, 0);
+    }
+}

@@ -1,0 +1,81 @@
+-- Rows as years of use leave them, written by the owner of the tables.
+
+update @s@.tenants set name = 'Home', slug = 'home', max_tokens = 4096, features = '{"beta": true}'
+where slug = 'default';
+insert into @s@.tenants (id, name, slug, temperature, default_visibility, is_active, created_at, updated_at) values
+('a0000000-0000-0000-0000-000000000001', 'Acme "quoted" \ back', 'acme', 0.75, 'tenant', true,
+    '2021-03-04 05:06:07.000008+00', '2022-03-04 05:06:07.123456+00'),
+('b0000000-0000-0000-0000-000000000001', 'Closed', 'closed', null, 'private', false,
+    '2021-03-04 05:06:07+00', '2021-03-04 05:06:07+00');
+
+insert into @s@.users (id, tenant_id, auth_id, email, name, role, is_active, preferences, created_at, updated_at) values
+('a1000000-0000-0000-0000-000000000001', 'a0000000-0000-0000-0000-000000000001',
+    'a1a00000-0000-0000-0000-000000000001', 'Ada@Example.org', 'Ada', 'admin', true, '{"a": [1, 2]}',
+    '2021-04-01 00:00:00.000001+00', '2021-04-02 00:00:00.5+00'),
+('a1000000-0000-0000-0000-000000000002', 'a0000000-0000-0000-0000-000000000001', null,
+    'bob@example.org', E'Bob\tthe\nbuilder', 'member', true, '{}', '2021-04-01+00', '2021-04-01+00'),
+('a1000000-0000-0000-0000-000000000003', 'a0000000-0000-0000-0000-000000000001', null,
+    null, '', 'member', false, '{}', '2021-04-01+00', '2021-04-01+00'),
+('b1000000-0000-0000-0000-000000000001', 'b0000000-0000-0000-0000-000000000001', null,
+    'ada@example.org', null, 'member', true, '{}', '2021-04-01+00', '2021-04-01+00'),
+('d1000000-0000-0000-0000-000000000001', default, null, 'eve@example.org', 'Eve', 'member', true, '{}',
+    '2021-04-01+00', '2021-04-01+00');
+
+insert into @s@.conversations
+(id, tenant_id, user_id, session_id, continuation_id, title, visibility, is_archived, is_pinned, tags,
+    summary, expires_at, deleted_at, metadata, created_at, updated_at, folder, mood) values
+('c0000000-0000-0000-0000-000000000001', null, 'a1000000-0000-0000-0000-000000000001', 's1', null,
+    'Live ☃', null, false, true, '{a,"b c",NULL}', 'short', '2099-01-01+00', null, '{"k": {"n": 1.50}}',
+    '2021-05-01 01:02:03.000004+00', '2021-05-02 01:02:03.999999+00', 'inbox', 'wild'),
+('c0000000-0000-0000-0000-000000000002', null, 'a1000000-0000-0000-0000-000000000002', 's2', 'k2',
+    'Archived', 'private', true, false, '{}', null, null, null, '{}',
+    '2021-05-01+00', '2021-05-02+00', null, null),
+('c0000000-0000-0000-0000-000000000003', null, 'a1000000-0000-0000-0000-000000000001', 'again', 'again',
+    'Deleted twin', 'private', false, false, '{}', null, null, null, '{}',
+    '2021-05-01+00', '2021-05-02+00', null, default),
+('c0000000-0000-0000-0000-000000000004', 'b0000000-0000-0000-0000-000000000001', null, null, null, null,
+    'private', false, false, '{}', null, null, null, '{}',
+    '2021-05-01+00', '2021-05-02+00', null, default),
+('c0000000-0000-0000-0000-000000000005', null, 'd1000000-0000-0000-0000-000000000001', null, null, '',
+    'private', false, false, '{}', null, null, null, '{}',
+    '2021-05-01+00', '2021-05-02+00', null, default);
+
+insert into @s@.conversation_members (conversation_id, user_id, role, created_at) values
+('c0000000-0000-0000-0000-000000000001', 'a1000000-0000-0000-0000-000000000002', 'editor', '2021-06-01+00'),
+('c0000000-0000-0000-0000-000000000002', 'a1000000-0000-0000-0000-000000000001', 'viewer', '2021-06-01+00'),
+('c0000000-0000-0000-0000-000000000002', 'a1000000-0000-0000-0000-000000000003', 'owner', '2021-06-01+00');
+
+-- An import that brought numbers and times of its own.
+insert into @s@.messages (id, conversation_id, sequence_number, role, content, parts, metadata, status, error,
+    prompt_token_count, completion_token_count, model_used, latency_ms, created_at, completed_at, rating) values
+('e0000000-0000-0000-0000-000000000001', 'c0000000-0000-0000-0000-000000000001', 1, 'user',
+    E'tab\there\nline \\ back \\. end "q" \'\'', null, '{"a": null, "b": [true, 1e3]}', 'completed', null,
+    null, null, null, null, '2021-05-01 01:02:03.000005+00', null, 1),
+('e0000000-0000-0000-0000-000000000002', 'c0000000-0000-0000-0000-000000000001', 2, 'assistant', '',
+    '[{"type": "tool", "args": {"x": "\u2603"}}]', '{}', 'streaming', null, 10, null, 'GPT-x', null,
+    '2021-05-01 01:02:04+00', null, 7),
+('e0000000-0000-0000-0000-000000000003', 'c0000000-0000-0000-0000-000000000001', 3, 'tool', 'x', null, '{}',
+    'failed', 'timeout', 0, 0, null, 12, '2021-05-01 01:02:05+00', '2021-05-01 01:02:06+00', 9),
+('e0000000-0000-0000-0000-000000000004', 'c0000000-0000-0000-0000-000000000001', 7, 'developer', 'late', null,
+    '{}', 'interrupted', null, null, null, null, null, '2021-05-01 01:02:07+00', null, 10);
+update @s@.messages set parent_id = 'e0000000-0000-0000-0000-000000000001'
+where id in ('e0000000-0000-0000-0000-000000000002', 'e0000000-0000-0000-0000-000000000003');
+-- Now the parent lies behind its children in the table.
+update @s@.messages set model_used = 'human' where id = 'e0000000-0000-0000-0000-000000000001';
+
+select @s@.add_message('c0000000-0000-0000-0000-000000000002', 'user', repeat('long ', 3000), 'retry-1');
+select @s@.add_message('c0000000-0000-0000-0000-000000000002', 'assistant', null, 'retry-2');
+select @s@.add_message('c0000000-0000-0000-0000-000000000002', 'user', 'to be removed');
+delete from @s@.messages where content = 'to be removed';
+select @s@.add_message('c0000000-0000-0000-0000-000000000003', 'user', 'in a deleted one', 'retry-1');
+select @s@.delete_conversation('c0000000-0000-0000-0000-000000000003');
+set pg_conversation.user_id = 'a1000000-0000-0000-0000-000000000001';
+select @s@.create_conversation('The name is free again', 'again', 'again');
+reset pg_conversation.user_id;
+select @s@.add_message('c0000000-0000-0000-0000-000000000004', 'system', 'nobody owns it');
+
+insert into app.notes (conversation_id, message_id, speaker, note) values
+('c0000000-0000-0000-0000-000000000001', 'e0000000-0000-0000-0000-000000000002', 'assistant', 'n'),
+('c0000000-0000-0000-0000-000000000003', null, null, E'\\N');
+select nextval('@s@.ticket_numbers'), nextval('@s@.ticket_numbers');
+refresh materialized view app.message_counts;

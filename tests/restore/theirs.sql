@@ -1,0 +1,87 @@
+-- What a user adds to our tables and beside them. @s@ is the schema of the extension.
+
+create schema app;
+comment on schema app is 'the user''s own';
+
+alter table @s@.messages add column rating integer not null default 5 check (rating between 0 and 10);
+comment on column @s@.messages.rating is 'the user''s own column';
+alter table @s@.conversations add column folder text collate "C";
+-- A column that came and went: positions differ after a restore, the order does not.
+alter table @s@.conversations add column gone text;
+alter table @s@.conversations add column mood text default 'calm';
+alter table @s@.conversations drop column gone;
+alter table @s@.messages alter column content set statistics 500;
+alter table @s@.messages alter column model_used set (n_distinct = 12);
+alter table @s@.messages alter column parts set storage external;
+alter table @s@.messages set (fillfactor = 90);
+alter table @s@.messages replica identity full;
+
+create index messages_by_rating on @s@.messages (rating, (lower(model_used))) where rating > 3;
+comment on index @s@.messages_by_rating is 'the user''s own index';
+alter table @s@.messages cluster on idx_messages_conversation_seq;
+create statistics @s@.messages_by_role (dependencies) on role, status from @s@.messages;
+
+create policy auditors_read on @s@.messages for select to restore_auditor using (rating > 4);
+comment on policy auditors_read on @s@.messages is 'the user''s own policy';
+create policy nobody_deletes_at_night on @s@.conversations as restrictive for delete
+using (pg_catalog.now() is not null and id <> '00000000-0000-0000-0000-000000000000');
+
+create function app.at_most_ten() returns trigger language plpgsql as $$
+begin
+    new.rating := least(new.rating, 10);
+    return new;
+end;
+$$;
+create trigger rating_is_at_most_ten before insert or update on @s@.messages
+for each row execute function app.at_most_ten();
+comment on trigger rating_is_at_most_ten on @s@.messages is 'the user''s own trigger';
+create trigger switched_off after delete on @s@.conversations
+for each row execute function app.at_most_ten();
+alter table @s@.conversations disable trigger switched_off;
+create trigger on_replicas_too before insert on @s@.users
+for each row when (new.name = 'x') execute function app.at_most_ten();
+alter table @s@.users enable always trigger on_replicas_too;
+
+create table app.notes (
+    id bigserial primary key,
+    conversation_id uuid references @s@.conversations (id) on delete cascade,
+    message_id uuid references @s@.messages (id),
+    speaker @s@.message_role,
+    note text
+);
+comment on table app.notes is 'the user''s own table';
+alter table app.notes enable row level security;
+create policy notes_read on app.notes using (exists (
+    select from @s@.conversations c where c.id = conversation_id
+));
+
+create sequence @s@.ticket_numbers increment 7 start 100;
+create domain app.stars as integer check (value between 1 and 5);
+
+create view @s@.recent with (security_invoker) as
+select c.title, m.content, m.created_at
+from @s@.conversations c join @s@.messages m on m.conversation_id = c.id
+where m.created_at > '2020-01-01';
+create materialized view app.message_counts as
+select c.id, c.title, count(m.id) as messages, max(m.created_at) as latest
+from @s@.conversations c left join @s@.messages m on m.conversation_id = c.id
+group by c.id
+with no data;
+create unique index message_counts_id on app.message_counts (id);
+create materialized view app.never_filled as
+select m.role, c.title from @s@.messages m join @s@.conversations c on c.id = m.conversation_id
+with no data;
+
+create publication app_pub for table
+    @s@.conversations, @s@.messages (id, conversation_id, content), @s@.users where (is_active)
+with (publish = 'insert');
+
+select @s@.grant_access('restore_member', 'member');
+select @s@.grant_access('restore_service', 'service');
+grant usage on schema @s@, app to restore_auditor;
+grant select (id, title, folder), update (folder) on @s@.conversations to restore_auditor;
+grant select on @s@.messages to restore_auditor with grant option;
+grant select on @s@.recent, app.message_counts to restore_auditor;
+grant usage on sequence @s@.ticket_numbers to restore_auditor;
+grant execute on function app.at_most_ten() to restore_auditor;
+alter default privileges in schema app grant select on tables to restore_auditor;

@@ -1,0 +1,262 @@
+//! Every function, with every kind of value, by everybody.
+
+use std::collections::BTreeMap;
+
+use pg_conversation_tests::{Client, Database, Server, Session, Uuid, describe, oldest};
+
+use crate::{attempt, fault};
+
+pub struct Function {
+    pub name: String,
+    pub types: Vec<String>,
+    pub returns: String,
+    pub language: String,
+}
+
+impl Function {
+    pub fn call(&self, args: &[String]) -> String {
+        let from = if self.returns == "trigger" { "select" } else { "select * from" };
+        format!("{from} {}({})", self.name, args.join(", "))
+    }
+}
+
+/// The members of the extension, as the catalog lists them.
+pub fn functions(client: &mut Client) -> Vec<Function> {
+    let rows = client
+        .query(
+            "select p.oid::regproc::text, \
+                    array(select format_type(t, null) from unnest(p.proargtypes) with ordinality u (t, n) order by n), \
+                    format_type(p.prorettype, null), l.lanname::text \
+             from pg_proc p join pg_language l on l.oid = p.prolang join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid \
+             join pg_extension e on e.oid = d.refobjid and e.extname = 'pg_conversation' \
+             where d.deptype = 'e' and d.refclassid = 'pg_extension'::regclass order by p.oid",
+            &[],
+        )
+        .expect("the catalog is read");
+    rows.iter()
+        .map(|row| Function {
+            name: row.get(0),
+            types: row.get(1),
+            returns: row.get(2),
+            language: row.get(3),
+        })
+        .collect()
+}
+
+/// Values of a type; the first is an ordinary one.
+pub fn values(of: &str, conversation: Uuid, user: Uuid) -> Vec<String> {
+    let with_cast = |list: &[&str]| list.iter().map(|value| format!("{value}::{of}")).collect();
+    match of {
+        "uuid" => vec![
+            format!("'{conversation}'::uuid"),
+            format!("'{user}'::uuid"),
+            "'00000000-0000-0000-0000-000000000000'::uuid".into(),
+            "'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid".into(),
+        ],
+        "text" => with_cast(&[
+            "'user'",
+            "''",
+            "'read'",
+            "'member'",
+            "'conc_stranger'",
+            "current_database()",
+            "repeat('x', 1048576)",
+            "(select string_agg(md5(n::text), '') from generate_series(1, 3000) n)",
+            "'it''s \"a\" \\ $$ %s %I \u{fffd} \u{1f600}'",
+            "E'\\x01\\n\\t'",
+        ]),
+        "integer" => with_cast(&["1", "0", "(-1)", "2147483647", "(-2147483648)"]),
+        "bigint" => with_cast(&["1", "0", "(-1)", "9223372036854775807"]),
+        "boolean" => with_cast(&["true", "false"]),
+        "jsonb" => with_cast(&[
+            "'{}'",
+            "'[]'",
+            "'null'",
+            "'1e300'",
+            "'\"text\"'",
+            "(repeat('[', 4000) || repeat(']', 4000))",
+            "('{\"a\": \"' || repeat('x', 1048576) || '\"}')",
+        ]),
+        "timestamp with time zone" => {
+            with_cast(&["pg_catalog.now()", "'infinity'", "'-infinity'", "'4713-01-01 BC'"])
+        }
+        // Nobody can make a value of it, but a null can be named.
+        "internal" => vec!["null".into()],
+        other => panic!("a function takes {other}: say here which values to try"),
+    }
+}
+
+fn null(of: &str) -> String {
+    if of == "internal" { "null".into() } else { format!("null::{of}") }
+}
+
+/// Somebody who calls: the role and what it says of itself.
+pub struct Caller {
+    pub name: &'static str,
+    pub role: &'static str,
+    pub settings: String,
+}
+
+pub fn callers(user: Uuid) -> Vec<Caller> {
+    let caller = |name, role, settings| Caller { name, role, settings };
+    vec![
+        caller("owner", "postgres", String::new()),
+        caller(
+            "owner who speaks for a user",
+            "postgres",
+            format!("set pg_conversation.user_id = '{user}'"),
+        ),
+        caller("member", "member", format!("set pg_conversation.user_id = '{user}'")),
+        caller("stranger", "member", format!("set pg_conversation.user_id = '{}'", Uuid::new_v4())),
+        caller("member without identity", "member", String::new()),
+        caller("role without grants", "conc_stranger", String::new()),
+    ]
+}
+
+pub fn set_up(database: &Database) -> (Uuid, Uuid) {
+    database.server.role("conc_stranger");
+    let user = Uuid::new_v4();
+    let mut client = database.member(user);
+    let conversation = client.value("select create_conversation('talk')");
+    client.run(&format!("select add_message('{conversation}', 'user', 'hello', 'user')"));
+    (conversation, user)
+}
+
+#[test]
+fn no_value_of_any_argument_brings_more_than_an_error_with_code_and_hint() {
+    let database = Server::shared(oldest()).database();
+    let (conversation, user) = set_up(&database);
+    let functions = functions(&mut database.superuser());
+    assert!(functions.len() > 15);
+    let mut faults = Vec::new();
+    let (mut calls, mut codes) = (0, BTreeMap::<String, u32>::new());
+    for caller in callers(user) {
+        let mut client = database.connect(caller.role);
+        client.run(&caller.settings);
+        client.run("begin");
+        for function in &functions {
+            let choices: Vec<_> =
+                function.types.iter().map(|of| values(of, conversation, user)).collect();
+            let ordinary: Vec<_> = choices.iter().map(|values| values[0].clone()).collect();
+            let nulls: Vec<_> = function.types.iter().map(|of| null(of)).collect();
+            let mut tries = vec![function.call(&ordinary), function.call(&nulls)];
+            for (n, values) in choices.iter().enumerate() {
+                // Beside ordinary values, and beside nulls, for an odd one may end the call early.
+                for base in [&ordinary, &nulls] {
+                    for value in values.iter().chain([&nulls[n]]) {
+                        let mut args = base.clone();
+                        args[n] = value.clone();
+                        tries.push(function.call(&args));
+                    }
+                }
+            }
+            for sql in tries {
+                calls += 1;
+                if let Err(error) = attempt(&mut client, &sql) {
+                    let code = error.code().map_or("none", |code| code.code());
+                    *codes.entry(format!("{} {code}", caller.name)).or_default() += 1;
+                    if let Some(fault) = fault(&error) {
+                        faults.push(format!("{}: {sql:.300}\n    {fault:.600}", caller.name));
+                    }
+                    if error.as_db_error().is_none() || client.is_closed() {
+                        client = database.connect(caller.role);
+                        client.run(&caller.settings);
+                        client.run("begin");
+                    }
+                }
+            }
+        }
+        client.run("rollback; select 1");
+    }
+    println!("{} functions, {calls} calls, errors {codes:?}", functions.len());
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn trigger_functions_refuse_to_be_called() {
+    let database = Server::shared(oldest()).database();
+    for role in ["postgres", "member"] {
+        let mut client = database.connect(role);
+        for function in functions(&mut database.superuser()) {
+            if function.returns == "trigger" {
+                let (code, message) = client.error(&function.call(&[]));
+                assert!(["39P01", "0A000"].contains(&code.as_str()), "{code} {message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn functions_without_their_tables_say_what_to_do() {
+    let database = Server::shared(oldest()).empty_database();
+    let mut owner = database.superuser();
+    owner.run("set pg_conversation.auto_install = off; create extension pg_conversation");
+    let user = Uuid::new_v4();
+    owner.run(&format!("set pg_conversation.user_id = '{user}'; begin"));
+    let mut wrong = Vec::new();
+    for function in functions(&mut database.superuser()) {
+        let args: Vec<_> =
+            function.types.iter().map(|of| values(of, user, user).swap_remove(0)).collect();
+        match attempt(&mut owner, &function.call(&args)) {
+            Ok(()) => (),
+            Err(error) => {
+                // Functions in SQL cannot say more than that their table is not there.
+                let told = error.code().is_some_and(|code| {
+                    ["55000", "39P01", "0A000", "22023", "42501", "42883"].contains(&code.code())
+                        || code.code() == "42P01" && function.language != "c"
+                });
+                if fault(&error).is_some() || !told {
+                    wrong.push(format!("{}: {}", function.name, describe(&error)));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_database_of_another_encoding_works_or_is_refused_in_clear_words() {
+    let server = Server::shared(oldest());
+    server.role("member");
+    let mut admin = server.connect("postgres", "postgres");
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let name = format!("enc_{}_{}", encoding.to_lowercase(), std::process::id());
+        admin.run(&format!(
+            "create database {name} encoding '{encoding}' \
+             lc_collate 'C' lc_ctype 'C' template template0"
+        ));
+        let mut client = server.connect(&name, "postgres");
+        let user = Uuid::new_v4();
+        match client.batch_execute("create extension pg_conversation") {
+            Err(error) => assert_eq!(fault(&error), None),
+            Ok(()) => {
+                client.run(&format!("set pg_conversation.user_id = '{user}'"));
+                let conversation: Uuid = client.value("select create_conversation('plain')");
+                let mut faults = Vec::new();
+                for sql in [
+                    "select create_conversation('é')".to_string(),
+                    "select create_conversation('x', session_id => 'é')".into(),
+                    "select create_conversation('x', visibility => 'é')".into(),
+                    "select get_or_create_conversation('é')".into(),
+                    format!("select add_message('{conversation}', 'user', 'é')"),
+                    format!("select add_message('{conversation}', 'user', 'é', 'é')"),
+                    format!("select add_message('{conversation}', 'user', 'ü', 'é')"),
+                    format!("select add_message('{conversation}', 'é', 'é')"),
+                    format!("select has_conversation_access('{conversation}', '{user}', 'é')"),
+                    "select uninstall('é')".into(),
+                    "select grant_access('é', 'é')".into(),
+                    "set request.jwt.claims = '{\"sub\": \"é\"}'; select * from messages".into(),
+                ] {
+                    if let Err(error) = client.batch_execute(&sql)
+                        && let Some(fault) = fault(&error)
+                    {
+                        faults.push(format!("{encoding}: {sql}: {fault}"));
+                    }
+                }
+                assert!(faults.is_empty(), "{faults:#?}");
+            }
+        }
+        drop(client);
+        admin.run(&format!("drop database {name} with (force)"));
+    }
+}

@@ -1,0 +1,275 @@
+//! Our trigger functions on tables that are not ours.
+
+use pg_conversation_tests::{Client, Database, Server, Session, oldest, wait_until};
+
+use crate::calls::functions;
+use crate::fault;
+
+const MALLORY: &str = "conc_mallory";
+
+/// Names of columns that the triggers look for.
+const COLUMNS: [&str; 12] = [
+    "id",
+    "conversation_id",
+    "tenant_id",
+    "user_id",
+    "parent_id",
+    "client_message_id",
+    "session_id",
+    "continuation_id",
+    "title",
+    "visibility",
+    "sequence_number",
+    "updated_at",
+];
+
+/// A role without any rights but to its own schema.
+fn mallory(database: &Database) -> Client {
+    database.server.role(MALLORY);
+    database.superuser().run(&format!(
+        "create schema his authorization {MALLORY}; grant usage on schema public to {MALLORY}; \
+             grant create on database {} to {MALLORY}",
+        database.name
+    ));
+    connect(database)
+}
+
+/// Waits for a server that may be recovering from the last try.
+fn connect(database: &Database) -> Client {
+    for _ in 0..600 {
+        if let Ok(client) = database.server.config(&database.name, MALLORY).connect(postgres::NoTls)
+        {
+            return client;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the server does not come back");
+}
+
+#[test]
+fn triggers_on_foreign_tables_raise_errors_and_never_harm_the_server() {
+    let server = Server::private(oldest(), "fsync = off\nrestart_after_crash = on\n");
+    let database = server.database();
+    let mut client = mallory(&database);
+    let triggers: Vec<String> = functions(&mut database.superuser())
+        .into_iter()
+        .filter(|function| function.returns == "trigger")
+        .map(|function| function.name)
+        .collect();
+    assert!(triggers.len() >= 5);
+
+    let (mut faults, mut accepted, mut refused) = (Vec::new(), 0, 0);
+    let types = [
+        "int",
+        "bigint",
+        "smallint",
+        "bool",
+        "text",
+        "name",
+        "bytea",
+        "jsonb",
+        "numeric",
+        "uuid",
+        "timestamptz",
+        "uuid[]",
+        "varchar(10)",
+        "char(3)",
+        "\"char\"",
+        "oid",
+        "interval",
+        "float8",
+    ];
+    for trigger in &triggers {
+        for of in types {
+            let value = match of {
+                "uuid" => "'00000000-0000-4000-8000-00000000000a'",
+                "timestamptz" => "'2000-01-01'",
+                "uuid[]" => "'{00000000-0000-4000-8000-00000000000a}'",
+                "interval" => "'5 s'",
+                "jsonb" => "'\"5\"'",
+                "bool" => "true",
+                _ => "'5'",
+            };
+            let names = COLUMNS.map(|name| format!("{name} {of}"));
+            let columns = names.join(", ");
+            let values = vec![value; COLUMNS.len()].join(", ");
+            let sql = [
+                format!(
+                    "drop schema if exists his cascade; create schema his; create table his.t ({columns}); \
+                         insert into his.t values ({values}); \
+                         create trigger x before insert or update on his.t for each row execute function public.{trigger}()"
+                ),
+                format!("insert into his.t values ({values})"),
+                "insert into his.t default values".into(),
+                "update his.t set visibility = visibility".into(),
+            ];
+            faults.extend(go(
+                &database,
+                &mut client,
+                trigger,
+                of,
+                &sql,
+                &mut accepted,
+                &mut refused,
+            ));
+        }
+        // Tables without those columns, and every other time and event.
+        let mut sql = vec![
+            "drop schema if exists his cascade; create schema his; create table his.t (a int, dropped text); \
+             alter table his.t drop column dropped; create table his.none (); create view his.v as select 1 as a"
+                .to_string(),
+        ];
+        for (n, when) in [
+            "before insert or update or delete on his.t for each row",
+            "after insert or update or delete on his.t for each row",
+            "before insert or update or delete or truncate on his.t",
+            "after insert or update or delete on his.t",
+            "before insert on his.none for each row",
+            "instead of insert or update or delete on his.v for each row",
+        ]
+        .iter()
+        .enumerate()
+        {
+            sql.push(format!(
+                "create trigger x{n} {when} execute function public.{trigger}('argument', '%s')"
+            ));
+            sql.extend(
+                [
+                    "insert into his.t values (1)",
+                    "update his.t set a = 2",
+                    "delete from his.t",
+                    "truncate his.t",
+                    "insert into his.none default values",
+                    "insert into his.v values (1)",
+                    "update his.v set a = 2",
+                ]
+                .map(str::to_string),
+            );
+            sql.push(format!(
+                "drop trigger x{n} on his.{}; truncate his.t; insert into his.t values (1)",
+                if when.contains("his.v") {
+                    "v"
+                } else if when.contains("none") {
+                    "none"
+                } else {
+                    "t"
+                }
+            ));
+        }
+        sql.push(format!(
+            "create constraint trigger y after insert on his.t deferrable initially deferred for each row \
+             execute function public.{trigger}()"
+        ));
+        sql.push("insert into his.t values (3)".into());
+        faults.extend(go(
+            &database,
+            &mut client,
+            trigger,
+            "other events",
+            &sql,
+            &mut accepted,
+            &mut refused,
+        ));
+    }
+    println!(
+        "{} trigger functions, {accepted} statements accepted, {refused} refused",
+        triggers.len()
+    );
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+fn go(
+    database: &Database,
+    client: &mut Client,
+    trigger: &str,
+    of: &str,
+    statements: &[String],
+    accepted: &mut u32,
+    refused: &mut u32,
+) -> Vec<String> {
+    let mut faults = Vec::new();
+    for sql in statements {
+        match client.batch_execute(sql) {
+            Ok(()) => *accepted += 1,
+            Err(error) => {
+                *refused += 1;
+                if let Some(fault) = fault(&error) {
+                    faults.push(format!("{trigger} on {of}: {sql:.120}\n    {fault:.300}"));
+                }
+                if client.is_closed() || error.as_db_error().is_none() {
+                    *client = connect(database);
+                    break;
+                }
+            }
+        }
+    }
+    faults
+}
+
+#[test]
+fn an_owner_who_changes_the_type_of_a_column_loses_no_server() {
+    let server = Server::private(oldest(), "fsync = off\n");
+    let database = server.database();
+    let mut faults = Vec::new();
+    let cases = [
+        ("messages", "client_message_id", "uuid", "gen_random_uuid()::text"),
+        ("messages", "client_message_id", "bigint", "'5'"),
+        ("messages", "client_message_id", "varchar(300)", "'5'"),
+        ("messages", "sequence_number", "bigint", "'5'"),
+        ("conversations", "session_id", "varchar(300)", "'5'"),
+        ("conversations", "session_id", "uuid", "gen_random_uuid()::text"),
+        ("conversations", "title", "bytea", "'5'"),
+        ("conversations", "updated_at", "timestamp", "'5'"),
+    ];
+    for (table, column, of, value) in cases {
+        wait_until(&mut database_again(&database), "select true");
+        let mut client = database_again(&database);
+        client.run("set client_min_messages = warning; select uninstall(current_database()); select migrate()");
+        // Whatever else holds the type goes first.
+        client.run(
+            "do $$ declare x record; begin \
+             for x in select conrelid::regclass as t, conname from pg_constraint where contype = 'c' \
+                 and conrelid in ('messages'::regclass, 'conversations'::regclass) \
+             loop execute format('alter table %s drop constraint %I', x.t, x.conname); end loop; \
+             for x in select polrelid::regclass as t, polname from pg_policy \
+             loop execute format('drop policy %I on %s', x.polname, x.t); end loop; end $$; \
+             drop trigger touch on conversations; drop trigger refuse_move on messages; \
+             drop trigger refuse_move on conversations; alter table conversations alter updated_at drop default",
+        );
+        client.run(&format!(
+            "alter table {table} alter column {column} drop default, \
+             alter column {column} type {of} using null::{of}"
+        ));
+        for sql in [
+            "set pg_conversation.user_id = '00000000-0000-4000-8000-00000000000a'; select ensure_user()".to_string(),
+            "insert into conversations (id) values ('00000000-0000-4000-8000-0000000000c1')".into(),
+            format!("insert into conversations (title, session_id) values ({value}, {value})"),
+            "update conversations set title = title".into(),
+            format!("select add_message('00000000-0000-4000-8000-0000000000c1', 'user', 'x', {value})"),
+            "insert into messages (conversation_id, role, client_message_id) \
+             values ('00000000-0000-4000-8000-0000000000c1', 'user', null)".into(),
+        ] {
+            if let Err(error) = client.batch_execute(&sql)
+                && let Some(fault) = fault(&error)
+            {
+                faults.push(format!("{table}.{column} {of}: {sql}\n    {fault}"));
+                if client.is_closed() {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+fn database_again(database: &Database) -> Client {
+    for _ in 0..600 {
+        if let Ok(client) =
+            database.server.config(&database.name, "postgres").connect(postgres::NoTls)
+        {
+            return client;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the server does not come back");
+}
