@@ -95,7 +95,7 @@ check_version() {
 
 need_rust() {
   command -v cargo >/dev/null && command -v rustc >/dev/null ||
-    die "cargo and rustc are missing: install Rust (https://rustup.rs)"
+    die "cargo and rustc are missing: install Rust with rustup"
 }
 
 # pgrx declares a newer rustc than it needs; a rustc that is new enough gets no flag.
