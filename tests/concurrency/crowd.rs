@@ -73,6 +73,9 @@ pub const SERVICE: &str = "conc_service";
 
 /// A role of the profile `service` that no policy binds, as backends have one.
 pub fn grant_service(database: &Database) {
+    // Roles belong to all databases, and two sessions may not alter one at once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     database.server.role(SERVICE);
     database.superuser().run(&format!(
         "alter role {SERVICE} bypassrls; select grant_access('{SERVICE}', 'service')"
@@ -144,6 +147,14 @@ impl Crowd<'_> {
         account.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Ends the transaction, in a new session if somebody has ended this one in the meantime.
+    fn rollback(&self, client: &mut Client, worker: usize) {
+        if let Err(error) = client.batch_execute("rollback") {
+            assert!(connection_broke(&error), "{}", describe(&error));
+            *client = self.connect(worker);
+        }
+    }
+
     fn work(&self, worker: usize, account: &Mutex<Account>) {
         let mut rng = Rng::new(worker as u64);
         let mut client = self.connect(worker);
@@ -191,14 +202,14 @@ impl Crowd<'_> {
                         "40001" | "40P01" if attempt < 20 => {
                             account.retried += 1;
                             drop(account);
-                            client.run("rollback");
+                            self.rollback(&mut client, worker);
                             thread::sleep(Duration::from_millis(rng.below(10) as u64));
                         }
                         // These are what some of the ways provoke.
                         "40001" | "40P01" | "57014" | "55P03" | "P0002" | "23514" => {
                             account.given_up += 1;
                             drop(account);
-                            client.run("rollback; reset lock_timeout; reset statement_timeout");
+                            self.rollback(&mut client, worker);
                             break;
                         }
                         _ => panic!("way {way}: {}", describe(&error)),
