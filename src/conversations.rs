@@ -43,6 +43,9 @@ c_function!(
 fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let mut row = TriggerRow::of(call, c"conversations")?;
     let owner = owner_of(&mut row)?;
+    if is_restricted(row.table()) {
+        row.set(c"last_sequence", 0)?;
+    }
     let given = row.get::<Uuid>(c"tenant_id")?;
 
     // The owner's tenant is not a matter of what the caller says.

@@ -90,8 +90,11 @@ const CHECKS: &[Check] = &[
               from pg_class c, aclexplode(c.relacl) a \
               where c.relnamespace = '@extschema@'::regnamespace and c.relname = any (array[@tables@]) \
               and a.grantee <> c.relowner \
-              and (a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER') or a.grantee = 0)",
-        hint: "Revoke them: no policy holds back TRUNCATE, and a foreign key or trigger reads rows.",
+              and (a.grantee = 0 or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') \
+                   or a.privilege_type in ('INSERT', 'UPDATE') and not exists (select from pg_roles r \
+                      where r.oid = a.grantee and (r.rolsuper or r.rolbypassrls)))",
+        hint: "Run migrate(), and revoke what public has: no policy holds back TRUNCATE, a foreign \
+               key or trigger reads rows, and whole tables are not for members to write.",
     },
     Check {
         name: "default tenant",

@@ -48,6 +48,8 @@ pub enum Error {
     RetryDiffers(String),
     #[error("{0}")]
     Refused(String),
+    #[error("{0}")]
+    NotForMembers(String),
     #[error("{0} must not be null")]
     Missing(&'static str),
     #[error("this function can only be called by its trigger")]
@@ -144,6 +146,10 @@ impl Error {
             Error::Refused(_) => {
                 (ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, "Insert a new row instead.".into())
             }
+            Error::NotForMembers(_) => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "The service and the owner of the tables may change it.".into(),
+            ),
             Error::Missing(_) => (ERRCODE_NULL_VALUE_NOT_ALLOWED, "Give it a value.".into()),
             Error::NotATrigger => (
                 ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,

@@ -37,29 +37,23 @@ pub const MIGRATIONS: [Migration; 4] =
 pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
 
 /// Triggers, policies, defaults and comments of each domain; always those of the latest version.
-pub const ATTACHMENTS: [&str; 4] = [
+pub const ATTACHMENTS: [&str; 5] = [
     include_str!("../sql/frame/attach.sql"),
     include_str!("../sql/identity/attach.sql"),
     include_str!("../sql/conversations/attach.sql"),
     include_str!("../sql/messages/attach.sql"),
+    include_str!("../sql/access/attach.sql"),
 ];
 
-/// Roles of hosted deployments that get their grants without being asked for.
-const KNOWN_ROLES: &str = "select @extschema@.grant_access(known.role, known.profile) \
-    from (values ('authenticated', 'member'), ('service_role', 'service')) as known (role, profile) \
-    where exists (select from pg_roles where rolname = known.role)";
+/// Privileges of tables that were just made.
+const NEW_TABLES: &str = include_str!("../sql/access/new_tables.sql");
 
-/// Default privileges of the installer's database are not ours: new tables start with none.
-const REVOKE_DEFAULTS: &str = "do $$ declare grantee record; begin \
-    for grantee in \
-        select distinct c.oid::regclass as relation, a.grantee as oid \
-        from pg_class c, aclexplode(c.relacl) a \
-        where c.relnamespace = '@extschema@'::regnamespace and a.grantee <> c.relowner \
-        and c.relname = any (string_to_array('@tables@', ',')) \
-    loop \
-        execute format('revoke all on %s from %s', grantee.relation, \
-            case grantee.oid when 0 then 'public' else grantee.oid::regrole::text end); \
-    end loop; end $$";
+/// Triggers that fire on a logical subscriber too: replaying them would make them ordinary ones.
+const ALWAYS: &str = "select string_agg( \
+        format('alter table %s enable always trigger %I', t.tgrelid::regclass, t.tgname), ';') \
+    from pg_trigger t join pg_class c on c.oid = t.tgrelid \
+    where c.relnamespace = '@extschema@'::regnamespace and c.relname = any ('{@tables@}') \
+    and t.tgenabled = 'A' and not t.tgisinternal";
 
 static APPLIED: Statement =
     Statement { sql: "select max(version) from @extschema@.schema_version", types: &[] };
@@ -101,10 +95,12 @@ fn migrate() -> i32 {
         for migration in MIGRATIONS.iter().filter(|m| m.version > installed) {
             apply(migration, schema)?;
         }
+        let tables = list_of(MIGRATIONS.iter());
+        let always = plan::query_text(&fill(ALWAYS, &tables, schema)?)?;
         for attachment in ATTACHMENTS {
-            run(attachment, schema)?;
+            plan::script(&fill(attachment, &tables, schema)?)?;
         }
-        run(KNOWN_ROLES, schema)?;
+        plan::script(&always.unwrap_or_default())?;
         Ok(LATEST)
     })
     .or_raise()
@@ -135,8 +131,7 @@ fn apply(migration: &Migration, schema: Oid) -> Result<(), Error> {
         .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_TABLE, name_taken)
         .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, name_taken)
         .execute()?;
-    let tables: Vec<&str> = created(migration.up, "table").collect();
-    run(&REVOKE_DEFAULTS.replace("@tables@", &tables.join(",")), schema)?;
+    plan::script(&fill(NEW_TABLES, &list_of(std::iter::once(migration)), schema)?)?;
     record(migration)
 }
 
@@ -200,7 +195,7 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
         }
     }
     for migration in undone() {
-        run(migration.down, schema)?;
+        plan::script(&plan::in_schema(migration.down, schema)?)?;
         if migration.version > 1 {
             FORGET.run(&[arg(migration.version)], |_| ())?;
         }
@@ -239,8 +234,13 @@ pub fn created<'a>(sql: &'a str, kind: &'a str) -> impl Iterator<Item = &'a str>
     })
 }
 
-fn run(sql: &str, schema: Oid) -> Result<(), Error> {
-    plan::script(&plan::in_schema(sql, schema)?)
+/// The tables of some migrations, as the elements of an array.
+fn list_of<'a>(migrations: impl Iterator<Item = &'a Migration>) -> String {
+    migrations.flat_map(|m| created(m.up, "table")).collect::<Vec<_>>().join(",")
+}
+
+fn fill(sql: &str, tables: &str, schema: Oid) -> Result<String, Error> {
+    plan::in_schema(&sql.replace("@tables@", tables), schema)
 }
 
 fn current_database() -> String {

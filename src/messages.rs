@@ -28,6 +28,18 @@ static LOCK: Statement = Statement {
     types: &[pg_sys::UUIDOID],
 };
 
+static KEEP_ID: Statement = Statement {
+    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 for key share",
+    types: &[pg_sys::UUIDOID],
+};
+
+static KEEP_KEY: Statement = Statement {
+    sql: "select true from @extschema@.messages \
+          where conversation_id operator(pg_catalog.=) $1 \
+          and client_message_id operator(pg_catalog.=) $2 for key share",
+    types: &[pg_sys::UUIDOID, pg_sys::TEXTOID],
+};
+
 static COUNT_TO: Statement = Statement {
     sql: "update @extschema@.conversations set last_sequence = $2 \
           where id operator(pg_catalog.=) $1 and last_sequence operator(pg_catalog.<) $2",
@@ -56,6 +68,7 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let conversation =
         row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
 
+    let mut number_given = row.get::<i32>(c"sequence_number")?;
     // Before the lock: a stranger must not hold up those who write here, and hears the same as for
     // a conversation that does not exist.
     if is_restricted(row.table()) {
@@ -66,10 +79,11 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
         if level < Level::Write {
             return Err(Error::NoSuchConversation(conversation));
         }
+        number_given = None; // Whatever was granted, a number is not the caller's to choose.
     }
 
     let owner = row.table_owner();
-    let (number, tenant) = as_role(owner, || match row.get::<i32>(c"sequence_number")? {
+    let (number, tenant) = as_role(owner, || match number_given {
         None => number(&row, conversation),
         Some(number) => keep_number(number, conversation),
     })?;
@@ -89,29 +103,33 @@ fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     }
     // A row that is about to conflict must not use up a number, for ON CONFLICT DO NOTHING would
     // leave a gap. An id that is still to be made cannot conflict; one that the caller brings, and
-    // a retry key, are looked up under the lock. A number that is in use already keeps the row out
-    // if what it conflicts with goes away in this moment.
+    // a retry key, are looked up under the lock.
     let id = row.get::<Uuid>(c"id")?;
     let retry_key = row.get::<&str>(c"client_message_id")?;
     if id.is_some() || retry_key.is_some() {
         let (last, tenant) = read_number(&LOCK, conversation)?;
-        let id_is_taken = match id {
-            Some(id) => is_taken(c"messages", c"messages_pkey", &by_id(c"id", id)?)?,
-            None => false,
-        };
-        let key_is_taken = || match retry_key {
-            Some(retry_key) => {
-                let keys =
-                    [key(c"conversation_id", conversation)?, key(c"client_message_id", retry_key)?];
-                is_taken(c"messages", c"idx_messages_retry_key", &keys)
-            }
-            None => Ok(false),
-        };
-        if id_is_taken || key_is_taken()? {
+        if conflicts(conversation, id, retry_key)? {
             return Ok((last.max(1), tenant));
         }
     }
     read_number(&NUMBER, conversation)
+}
+
+/// Whether a row with this id or retry key will conflict. What it conflicts with is kept from being
+/// deleted before it does, or the new row would come in with a number that was not counted.
+fn conflicts(conversation: Uuid, id: Option<Uuid>, retry_key: Option<&str>) -> Result<bool, Error> {
+    if let Some(id) = id
+        && is_taken(c"messages", c"messages_pkey", &by_id(c"id", id)?)?
+        && KEEP_ID.run(&[arg(id)], |_| ())?.is_some()
+    {
+        return Ok(true);
+    }
+    if let Some(retry_key) = retry_key {
+        let keys = [key(c"conversation_id", conversation)?, key(c"client_message_id", retry_key)?];
+        return Ok(is_taken(c"messages", c"idx_messages_retry_key", &keys)?
+            && KEEP_KEY.run(&[arg(conversation), arg(retry_key)], |_| ())?.is_some());
+    }
+    Ok(false)
 }
 
 fn read_number(statement: &'static Statement, conversation: Uuid) -> Result<(i32, Uuid), Error> {

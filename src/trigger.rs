@@ -6,6 +6,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, IntoDatum};
 
+use crate::access::is_restricted;
 use crate::error::Error;
 use crate::function::c_function;
 use crate::plan::{self, Row};
@@ -158,4 +159,19 @@ c_function!(
 
 fn refuse(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     Err(Error::Refused(TriggerRow::new(call)?.argument()))
+}
+
+c_function!(
+    /// Refuses the update to those whom row level security binds, whatever was granted to them.
+    refuse_to_members,
+    pg_finfo_refuse_to_members,
+    refuse_if_restricted
+);
+
+fn refuse_if_restricted(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let row = TriggerRow::new(call)?;
+    if is_restricted(row.table()) {
+        return Err(Error::NotForMembers(row.argument()));
+    }
+    Ok(row.finish())
 }

@@ -2,6 +2,8 @@ create function @extschema@.touch_updated_at() returns trigger
 language c as 'MODULE_PATHNAME', 'touch_updated_at';
 create function @extschema@.refuse_change() returns trigger
 language c as 'MODULE_PATHNAME', 'refuse_change';
+create function @extschema@.refuse_to_members() returns trigger
+language c as 'MODULE_PATHNAME', 'refuse_to_members';
 
 comment on function @extschema@.migrate() is
 'Brings tables, triggers, policies and comments to the version of the library; returns that version.';
@@ -13,6 +15,8 @@ comment on function @extschema@.doctor() is
 'One row a check: what is installed, what is missing and what to do about it.';
 comment on function @extschema@.touch_updated_at() is 'Trigger: moves updated_at forward, never back.';
 comment on function @extschema@.refuse_change() is 'Trigger: refuses the update.';
+comment on function @extschema@.refuse_to_members() is
+'Trigger: refuses the update to those whom row level security binds.';
 comment on function @extschema@.new_id() is
 'A UUID of version 7: rows made together lie together in an index.';
 

@@ -45,6 +45,15 @@ before update on @extschema@.users
 for each row when (new.tenant_id is distinct from old.tenant_id or new.id is distinct from old.id)
 execute function @extschema@.refuse_change('a user stays in its tenant and keeps its id');
 
+create or replace trigger refuse_own_rights
+before update on @extschema@.users
+for each row when (
+    new.role is distinct from old.role
+    or new.is_active is distinct from old.is_active
+    or new.auth_id is distinct from old.auth_id
+)
+execute function @extschema@.refuse_to_members('nobody gives himself a role, a login or activity');
+
 comment on table @extschema@.tenants is
 'Customers of the product. Rows of different tenants never meet; a default tenant exists from the start.';
 comment on column @extschema@.tenants.id is 'Key; the default tenant has a fixed one.';
@@ -89,3 +98,5 @@ comment on trigger adopt_dumped_row on @extschema@.tenants is
 comment on trigger touch on @extschema@.tenants is 'Moves updated_at forward.';
 comment on trigger touch on @extschema@.users is 'Moves updated_at forward.';
 comment on trigger refuse_move on @extschema@.users is 'Keeps a user in its tenant.';
+comment on trigger refuse_own_rights on @extschema@.users is
+'Keeps a member from changing his own role, login or activity, whatever was granted to him.';
