@@ -31,10 +31,8 @@ pub(crate) use c_function;
 pub fn raw_argument(call: FunctionCallInfo, n: usize) -> Option<Datum> {
     // SAFETY: Postgres hands over a valid call; a number past its arguments is null.
     unsafe {
-        if n >= (*call).nargs as usize {
-            return None;
-        }
-        let argument = &(&(*call).args).as_slice((*call).nargs as usize)[n];
+        let call = &*call;
+        let argument = call.args.as_slice(call.nargs as usize).get(n)?;
         (!argument.isnull).then_some(argument.value)
     }
 }

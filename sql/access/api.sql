@@ -5,7 +5,7 @@ comment on function @extschema@.expect_access(internal) is
 
 create function @extschema@.has_conversation_access(conversation_id uuid, user_id uuid, level text)
 returns boolean
-language c stable parallel safe cost 20 support @extschema@.expect_access
+language c stable parallel safe cost 20 support expect_access
 as 'MODULE_PATHNAME', 'has_conversation_access';
 create function @extschema@.has_conversation_access(
     conversation_id uuid,
@@ -16,7 +16,7 @@ create function @extschema@.has_conversation_access(
     visibility text,
     deleted_at timestamptz
 ) returns boolean
-language c stable parallel safe cost 10 support @extschema@.expect_access
+language c stable parallel safe cost 10 support expect_access
 as 'MODULE_PATHNAME', 'has_conversation_access_by_row';
 comment on function @extschema@.has_conversation_access(uuid, uuid, text) is
 'Whether the caller, named by his users.id, may read, write or manage a conversation.';
