@@ -1,0 +1,104 @@
+-- Both sides of the comparison: the extension in schema public, and in schema plain the same tables
+-- without its triggers and policies, with the functions that a good developer would write on them.
+create extension pg_conversation;
+
+do $$
+begin
+    if to_regrole('bench_member') is null then
+        create role bench_member login;
+        create role bench_bypass login bypassrls;
+    end if;
+end;
+$$;
+select grant_access('bench_member');
+select grant_access('bench_bypass');
+
+create schema plain;
+
+create type plain.message_role as enum ('user', 'assistant', 'system', 'tool', 'developer');
+create type plain.message_status as enum (
+    'pending', 'streaming', 'completed', 'stopped', 'failed', 'interrupted'
+);
+
+create table plain.tenants (like public.tenants including all);
+create table plain.users (like public.users including all);
+create table plain.conversations (like public.conversations including all);
+create table plain.conversation_members (like public.conversation_members including all);
+create table plain.messages (like public.messages including all);
+
+-- A dump of this schema must stand alone.
+alter table plain.messages
+alter column status drop default,
+alter column role type plain.message_role using role::text::plain.message_role,
+alter column status type plain.message_status using status::text::plain.message_status,
+alter column status set default 'completed';
+
+alter table plain.tenants alter column id set default gen_random_uuid();
+alter table plain.users alter column id set default gen_random_uuid();
+alter table plain.conversations alter column id set default gen_random_uuid();
+alter table plain.messages alter column id set default gen_random_uuid();
+
+alter table plain.users add foreign key (tenant_id) references plain.tenants (id);
+alter table plain.conversations
+add foreign key (tenant_id) references plain.tenants (id),
+add foreign key (user_id) references plain.users (id);
+alter table plain.conversation_members
+add foreign key (conversation_id) references plain.conversations (id) on delete cascade,
+add foreign key (user_id) references plain.users (id) on delete cascade;
+alter table plain.messages
+add foreign key (conversation_id) references plain.conversations (id) on delete cascade,
+add foreign key (parent_id) references plain.messages (id) on delete set null;
+
+create function plain.get_conversation_with_messages(conv_id uuid) returns table (
+    conversation_id uuid,
+    session_id text,
+    title text,
+    message_id uuid,
+    role text,
+    content text,
+    sequence_number integer,
+    message_created_at timestamptz
+)
+language plpgsql stable parallel safe
+as $$
+begin
+    return query
+    select c.id, c.session_id, c.title, m.id, m.role::text, m.content, m.sequence_number, m.created_at
+    from plain.conversations c
+    left join plain.messages m on m.conversation_id = c.id
+    where c.id = conv_id and c.deleted_at is null
+    order by m.sequence_number;
+end;
+$$;
+
+create function plain.add_message(
+    conv_id uuid,
+    content text,
+    out message_id uuid,
+    out sequence_number integer
+)
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    tenant uuid;
+begin
+    update plain.conversations c
+    set last_sequence = c.last_sequence + 1, updated_at = greatest(c.updated_at, now())
+    where c.id = conv_id and c.deleted_at is null
+    returning c.last_sequence, c.tenant_id into add_message.sequence_number, tenant;
+    insert into plain.messages (conversation_id, tenant_id, sequence_number, role, content)
+    values (conv_id, tenant, add_message.sequence_number, 'user', add_message.content)
+    returning id into add_message.message_id;
+end;
+$$;
+
+grant usage on schema plain to bench_bypass;
+grant select, insert, update, delete on all tables in schema plain to bench_bypass;
+
+-- What some rows need besides.
+create schema side;
+create table side.trickle (n bigint not null);
+insert into side.trickle values (0);
+create table side.new_id (id uuid primary key default public.new_id(), payload text);
+create table side.gen_random_uuid (id uuid primary key default gen_random_uuid(), payload text);

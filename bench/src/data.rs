@@ -1,0 +1,190 @@
+//! The data set: loaded once, cloned for each run, so that every run begins with the same files.
+
+use std::env;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postgres::{Client, Config, NoTls};
+use uuid::Uuid;
+
+use crate::Result;
+
+const TABLES: &str = include_str!("../sql/tables.sql");
+const DATA: &str = include_str!("../sql/data.sql");
+
+/// The database that rows may write into.
+const CLONE: &str = "bench";
+
+/// How much data, and how much patience.
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub database: &'static str,
+    pub conversations: u32,
+    pub pairs: usize,
+    /// Divides the number of turns.
+    pub haste: usize,
+}
+
+pub const FULL: Size = Size { database: "data_full", conversations: 100_000, pairs: 7, haste: 1 };
+pub const QUICK: Size = Size { database: "data_quick", conversations: 5_000, pairs: 3, haste: 10 };
+
+/// Who a session is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    Superuser,
+    /// Sees every row: no policy is asked.
+    Bypass,
+    /// User 1, behind row level security.
+    Member,
+}
+
+pub struct Bench {
+    pub size: Size,
+    auth_id: Uuid,
+    /// User 1, who owns a tenth of all conversations.
+    pub user: Uuid,
+    pub tenant: Uuid,
+}
+
+impl Bench {
+    pub fn prepare(size: Size) -> Result<Self> {
+        let mut admin = connect("postgres", "postgres")?;
+        if !is_loaded(&mut admin, size)? {
+            load(&mut admin, size)?;
+        }
+        admin.batch_execute(&format!("drop database if exists {CLONE} with (force)"))?;
+        admin.batch_execute(&format!(
+            "create database {CLONE} template {} strategy file_copy",
+            size.database
+        ))?;
+        let mut client = connect(CLONE, "postgres")?;
+        client.batch_execute(
+            "create extension pg_prewarm schema side;
+             select side.pg_prewarm(oid) from pg_class
+             where relnamespace in ('public'::regnamespace, 'plain'::regnamespace) and relkind in ('r', 'i')",
+        )?;
+        let row = client.query_one(
+            "select id, tenant_id, auth_id from plain.users where email = 'user1@example.com'",
+            &[],
+        )?;
+        Ok(Self { size, user: row.get(0), tenant: row.get(1), auth_id: row.get(2) })
+    }
+
+    pub fn connect(&self, who: As) -> Result<Client> {
+        let user = match who {
+            As::Superuser => "postgres",
+            As::Bypass => "bench_bypass",
+            As::Member => "bench_member",
+        };
+        let mut client = connect(CLONE, user)?;
+        if who == As::Member {
+            let auth_id = self.auth_id;
+            client.batch_execute(&format!(
+                r#"set request.jwt.claims = '{{"sub": "{auth_id}", "role": "bench_member"}}'"#
+            ))?;
+        }
+        Ok(client)
+    }
+
+    /// The conversations of user 1 with that many messages when the data set was made.
+    pub fn conversations_of(&self, messages: i32) -> Result<Vec<Uuid>> {
+        self.conversations("last_sequence = $2", messages)
+    }
+
+    pub fn small_conversations(&self) -> Result<Vec<Uuid>> {
+        self.conversations("last_sequence < $2", 20)
+    }
+
+    fn conversations(&self, which: &str, messages: i32) -> Result<Vec<Uuid>> {
+        // The template still has the numbers that the rows of this run have moved.
+        let rows = connect(self.size.database, "postgres")?.query(
+            &format!(
+                "select id from plain.conversations where user_id = $1 and {which} order by md5(id::text)"
+            ),
+            &[&self.user, &messages],
+        )?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Leaves autovacuum nothing to do in the next row.
+    pub fn settle(&self) -> Result<()> {
+        let mut client = self.connect(As::Superuser)?;
+        let begin = Instant::now();
+        loop {
+            let workers: i64 = client
+                .query_one(
+                    "select count(*) from pg_stat_activity where backend_type = 'autovacuum worker'",
+                    &[],
+                )?
+                .get(0);
+            if workers == 0 || begin.elapsed() > Duration::from_secs(60) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        for row in client.query(
+            "select relid::regclass::text from pg_stat_user_tables
+             where n_mod_since_analyze + n_ins_since_vacuum + n_dead_tup > 0",
+            &[],
+        )? {
+            client.batch_execute(&format!("vacuum (analyze) {}", row.get::<_, String>(0)))?;
+        }
+        Ok(())
+    }
+}
+
+pub fn connect(database: &str, user: &str) -> Result<Client> {
+    let mut config = Config::new();
+    config
+        .host(&variable("PGHOST")?)
+        .port(variable("PGPORT")?.parse()?)
+        .user(user)
+        .dbname(database)
+        .application_name("pg_conversation bench");
+    Ok(config.connect(NoTls)?)
+}
+
+/// Runs one of Postgres' own programs, which the environment tells where the server is.
+pub fn program(name: &str, args: &[&str]) -> Result<()> {
+    let status = Command::new(name).args(args).stdin(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{name} failed: {args:?}").into()) }
+}
+
+pub fn variable(name: &str) -> Result<String> {
+    env::var(name).map_err(|_| format!("{name} is not set: run dev/bench").into())
+}
+
+/// What the data set was made of; a change of it makes a new one.
+fn definition(size: Size) -> Result<String> {
+    Ok(format!("{} {}\n{TABLES}\n{DATA}", variable("PGC_BENCH_SCRIPTS")?, size.conversations))
+}
+
+fn is_loaded(admin: &mut Client, size: Size) -> Result<bool> {
+    let found = admin.query_opt(
+        "select shobj_description(oid, 'pg_database') is not distinct from md5($2)
+         from pg_database where datname = $1",
+        &[&size.database, &definition(size)?],
+    )?;
+    Ok(found.is_some_and(|row| row.get(0)))
+}
+
+fn load(admin: &mut Client, size: Size) -> Result<()> {
+    let begin = Instant::now();
+    eprint!("loading {} conversations ... ", size.conversations);
+    let database = size.database;
+    admin.batch_execute(&format!("drop database if exists {database} with (force)"))?;
+    admin.batch_execute(&format!("create database {database}"))?;
+    let mut client = connect(database, "postgres")?;
+    client.batch_execute(TABLES)?;
+    client.batch_execute(&format!("set bench.conversations = {}", size.conversations))?;
+    client.batch_execute(DATA)?;
+    // Frozen and with statistics: nothing is left for autovacuum.
+    client.batch_execute("vacuum (freeze, analyze)")?;
+    client.batch_execute("checkpoint")?;
+    // Last, so that a load that broke off is done again.
+    let mark: String = admin.query_one("select md5($1)", &[&definition(size)?])?.get(0);
+    admin.batch_execute(&format!("comment on database {database} is '{mark}'"))?;
+    eprintln!("{} s", begin.elapsed().as_secs());
+    Ok(())
+}

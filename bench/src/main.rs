@@ -1,0 +1,55 @@
+//! Measures the extension against the same tables without it. `dev/bench` runs it.
+
+mod data;
+mod measure;
+mod report;
+mod rows;
+
+use std::env;
+use std::error::Error;
+use std::process::ExitCode;
+
+pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {}", report::words(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let (flags, wanted): (Vec<String>, Vec<String>) =
+        env::args().skip(1).partition(|arg| arg.starts_with("--"));
+    let mut size = data::FULL;
+    for flag in &flags {
+        match flag.as_str() {
+            "--quick" => size = data::QUICK,
+            "--list" => {
+                rows::all().iter().for_each(|row| println!("{}", row.name));
+                return Ok(());
+            }
+            _ => return Err(format!("unknown option {flag}").into()),
+        }
+    }
+    let mut rows = rows::all();
+    if let Some(name) =
+        wanted.iter().find(|name| !rows.iter().any(|row| row.name.starts_with(*name)))
+    {
+        return Err(format!("no row begins with \"{name}\": see dev/bench --list").into());
+    }
+    rows.retain(|row| {
+        wanted.is_empty() || wanted.iter().any(|name| row.name.starts_with(name.as_str()))
+    });
+
+    let bench = data::Bench::prepare(size)?;
+    let mut report = report::Report::begin(&bench)?;
+    for row in &rows {
+        bench.settle()?;
+        report.add(row, (row.run)(&bench)?);
+    }
+    report.finish(&bench)
+}
