@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 
 use pgrx::Uuid;
 use pgrx::datum::TimestampWithTimeZone;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument, scratch};
 use crate::identity::{self, Person};
 use crate::lookup::{self, by_id, key};
-use crate::plan;
+use crate::{install, plan};
 
 /// What a user may do, each level including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,11 +63,12 @@ fn level(
     if conversation.owner == Some(person.id) || person.is_admin {
         return Ok(Level::Manage);
     }
+    let member = membership()?;
     if conversation.deleted {
-        return Ok(Level::None);
+        return Ok(if member == Level::Manage { member } else { Level::None });
     }
     let shared = if conversation.visibility == "tenant" { Level::Read } else { Level::None };
-    Ok(shared.max(membership()?))
+    Ok(member.max(shared))
 }
 
 fn membership(conversation: Uuid, person: &Person) -> Result<Level, Error> {
@@ -132,7 +134,8 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
 
 c_function!(
     /// Whether a user has a level of access to a conversation. Policies pass the user from a
-    /// sub-query that runs once a statement; an answer about anybody but the caller is false.
+    /// sub-query that runs once a statement; about anybody but the caller of the statement the
+    /// answer is false.
     has_conversation_access,
     pg_finfo_has_conversation_access,
     access_by_id
@@ -238,10 +241,71 @@ pub fn is_restricted(table: Oid) -> bool {
 }
 
 /// Runs `work` with the rights of the owner of our tables, which no policy binds: what foreign keys
-/// do for their look-ups. Nothing in it may depend on the caller's search_path.
-pub fn as_owner<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+/// do for their look-ups. `tables` are all that it touches, and must be that owner's: whoever owns
+/// the schema could have put his own in their place, with triggers and policies that would run with
+/// these rights. Nothing in `work` may depend on the caller's search_path.
+pub fn as_owner<T>(tables: &[&CStr], work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let schema = plan::home()?.schema;
     let owner = owner()?;
-    as_role(owner, work)
+    let mut has_other_triggers = false;
+    for table in tables {
+        let found = inspect(plan::table(schema, table)?, schema)?;
+        if found.owner != owner {
+            return Err(Error::NotOurTable(table.to_string_lossy().into_owned()));
+        }
+        has_other_triggers |= found.has_other_triggers;
+    }
+    as_role(owner, 0, || {
+        if has_other_triggers {
+            // Triggers of the DBA's own fire, and an unqualified name in them must not be found
+            // where the caller wants it to be.
+            install::with_search_path(schema, work)
+        } else {
+            work()
+        }
+    })
+}
+
+struct Inspected {
+    owner: Oid,
+    has_other_triggers: bool,
+}
+
+/// An ordinary table, its owner, and whether functions of others hang on it.
+fn inspect(table: Oid, schema: Oid) -> Result<Inspected, Error> {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the table is open while its relcache entry is read.
+    unsafe {
+        let relation = pg_sys::try_table_open(table, lock);
+        if relation.is_null() {
+            return Err(Error::NotInstalled);
+        }
+        let form = &*(*relation).rd_rel;
+        let is_table = form.relkind as u8 == pg_sys::RELKIND_RELATION;
+        let mut found = Inspected { owner: form.relowner, has_other_triggers: false };
+        if !(*relation).trigdesc.is_null() {
+            let triggers = &*(*relation).trigdesc;
+            for n in 0..triggers.numtriggers as usize {
+                let trigger = &*triggers.triggers.add(n);
+                found.has_other_triggers |=
+                    !trigger.tgisinternal && pg_sys::get_func_namespace(trigger.tgfoid) != schema;
+            }
+        }
+        pg_sys::table_close(relation, lock);
+        if is_table { Ok(found) } else { Err(Error::NotATable) }
+    }
+}
+
+/// Refuses to work on tables of which some are another role's.
+pub fn require_one_owner(schema: Oid, tables: &[CString], owner: Oid) -> Result<(), Error> {
+    for name in tables {
+        if let Ok(table) = plan::table(schema, name)
+            && inspect(table, schema)?.owner != owner
+        {
+            return Err(Error::NotOurTable(name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// schema_version, unless there is none; a table of that name with other columns is somebody
@@ -263,21 +327,25 @@ pub fn ledger(schema: Oid) -> Result<Option<Oid>, Error> {
 
 /// The owner of the tables. After a restore it may be another than the extension's.
 pub fn owner() -> Result<Oid, Error> {
-    let table = ledger(plan::home()?.schema)?.ok_or(Error::NotInstalled)?;
-    // SAFETY: a syscache look-up, released on the spot; relowner is never null.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(table));
-        if tuple.is_null() {
-            return Err(Error::NotInstalled);
-        }
-        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
-        pg_sys::ReleaseSysCache(tuple);
-        Ok(owner)
-    }
+    let schema = plan::home()?.schema;
+    let table = ledger(schema)?.ok_or(Error::NotInstalled)?;
+    Ok(inspect(table, schema)?.owner)
 }
 
-pub fn as_role<T>(role: Oid, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+/// Also keeps what `work` sets off from running later, with the rights of the caller: for a
+/// superuser who runs a function in somebody else's database.
+pub fn as_owner_confined<T>(
+    owner: Oid,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    as_role(owner, pg_sys::SECURITY_RESTRICTED_OPERATION, || install::with_own_settings(work))
+}
+
+fn as_role<T>(
+    role: Oid,
+    restriction: u32,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
     struct Back(Oid, i32);
     impl Drop for Back {
         fn drop(&mut self) {
@@ -289,12 +357,10 @@ pub fn as_role<T>(role: Oid, work: impl FnOnce() -> Result<T, Error>) -> Result<
     // SAFETY: the guard undoes it, and so does the abort of the transaction.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&mut back.0, &mut back.1);
-        let context = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_NOFORCE_RLS;
-        pg_sys::SetUserIdAndSecContext(role, back.1 | context as i32);
+        let change = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_NOFORCE_RLS;
+        pg_sys::SetUserIdAndSecContext(role, back.1 | (change | restriction) as i32);
     }
-    let result = work();
-    drop(back);
-    result
+    work()
 }
 
 /// What the running command can see. While two commands see the same, an answer computed under one
@@ -310,6 +376,10 @@ pub struct View {
     command: (pg_sys::CommandId, pg_sys::SubTransactionId),
     transaction: pg_sys::LocalTransactionId,
     has_xid: bool,
+    /// End of the last record that this transaction wrote: a volatile function that is called by a
+    /// running INSERT, UPDATE or DELETE sees more rows from call to call.
+    written: pg_sys::XLogRecPtr,
+    is_serializable: bool,
 }
 
 impl View {
@@ -338,19 +408,43 @@ impl View {
                 command: (snapshot.curcid, GetCurrentSubTransactionId()),
                 transaction,
                 has_xid: GetTopTransactionIdIfAny() != pg_sys::TransactionId::INVALID,
+                written: pg_sys::XactLastRecEnd,
+                is_serializable: pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32,
             })
         }
     }
 
-    /// In another transaction nothing may have been written under either view: one that writes
-    /// later gets an id beyond the upper bound, and its end moves that. Within one transaction the
-    /// command says it all, and an id that it gets in between changes nothing.
+    /// Within one transaction the command and what was written say it all, and an id that it gets in
+    /// between changes nothing. In another transaction nothing may have been written under either
+    /// view: one that writes later gets an id beyond the upper bound, and its end moves that.
     pub fn sees_what(&self, other: &View) -> bool {
         self.bounds == other.bounds
             && self.running == other.running
             && self.command == other.command
-            && (self.transaction == other.transaction || !(self.has_xid || other.has_xid))
+            && if self.transaction == other.transaction {
+                self.written == other.written
+            } else {
+                // A kept answer takes none of the locks by which serializable transactions meet.
+                !(self.has_xid || other.has_xid || self.is_serializable)
+            }
     }
+}
+
+/// Lets answers that hold before `work` hold after it, for `work` writes nothing they rest on.
+pub fn unshaken<T>(work: impl FnOnce() -> T) -> T {
+    let before = View::now();
+    let result = work();
+    let after = View::now();
+    identity::carry(before, after);
+    ANSWERS.with_borrow_mut(|answers| {
+        if let Some((of, _)) = &mut answers.of
+            && let Some(after) = after
+            && still_holds(Some(*of), before)
+        {
+            *of = after;
+        }
+    });
+    result
 }
 
 /// Whether an answer given under `then` holds now.
@@ -380,6 +474,7 @@ mod tests {
             (TENANT, OTHER, "tenant", false, false, Level::None, Level::Read),
             (TENANT, OTHER, "tenant", false, false, Level::Write, Level::Write),
             (TENANT, OTHER, "tenant", true, false, Level::Write, Level::None),
+            (TENANT, OTHER, "private", true, false, Level::Manage, Level::Manage),
             (TENANT, OTHER, "private", false, true, Level::None, Level::Manage),
             (OTHER, ME, "tenant", false, true, Level::Manage, Level::None),
         ];

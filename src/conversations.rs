@@ -3,10 +3,11 @@
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, Datum};
 
-use crate::access::{as_role, is_restricted};
+use crate::access::{as_owner, is_restricted};
 use crate::error::Error;
 use crate::function::c_function;
 use crate::identity::{ensure_person, subject};
+use crate::lookup::{self, by_id};
 use crate::plan::{Statement, arg};
 use crate::trigger::TriggerRow;
 
@@ -53,7 +54,7 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
         Some(user) => (&TENANT_OF_USER, user),
         None => (&TENANT, given.unwrap_or(Uuid::from_bytes(DEFAULT_TENANT))),
     };
-    let (tenant, visibility) = as_role(row.table_owner(), || {
+    let (tenant, visibility) = as_owner(&[c"users", c"tenants"], || {
         statement.run(&[arg(key)], |found| (found.get::<Uuid>(1), found.get::<String>(2)))
     })?
     .ok_or(Error::NoSuchUser(key))?;
@@ -113,11 +114,31 @@ fn place_in_conversation(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error>
     let conversation =
         row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
     let user = row.get::<Uuid>(c"user_id")?.ok_or(Error::Missing("user_id"))?;
-    let tenant = as_role(row.table_owner(), || {
+    let tenant = as_owner(&[c"conversations", c"users"], || {
         TENANT_OF_MEMBER.run(&[arg(conversation), arg(user)], |found| found.get::<Uuid>(1))
     })?
     .flatten()
     .ok_or(Error::NoSuchUser(user))?;
     row.set(c"tenant_id", tenant)?;
+    Ok(row.finish())
+}
+
+c_function!(
+    /// A conversation changes hands within its tenant only.
+    check_owner,
+    pg_finfo_check_owner,
+    owner_is_of_tenant
+);
+
+fn owner_is_of_tenant(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
+    let row = TriggerRow::of(call, c"conversations")?;
+    if let Some(owner) = row.get::<Uuid>(c"user_id")? {
+        let tenant = lookup::find(c"users", c"users_pkey", &by_id(c"id", owner)?, |user| {
+            user.named::<Uuid>(c"tenant_id")
+        })?;
+        if tenant.flatten() != row.get::<Uuid>(c"tenant_id")? {
+            return Err(Error::NoSuchUser(owner));
+        }
+    }
     Ok(row.finish())
 }

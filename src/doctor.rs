@@ -152,21 +152,19 @@ fn examine() -> Result<Vec<Finding>, Error> {
         return Err(Error::NotOwner);
     }
     let here = install::installed_version(schema)?.unwrap_or(0);
-    access::as_role(owner, || {
-        install::with_own_settings(|| {
-            let mut findings = vec![frozen()?];
-            for check in CHECKS {
-                // With tables of an older version the later checks would only fail.
-                if here < install::LATEST && check.name != "schema version" {
-                    continue;
-                }
-                let sql = plan::in_schema(&fill_in(check.sql), schema)?;
-                let wrong = plan::query_text(&sql)?;
-                let hint = wrong.is_some().then_some(check.hint);
-                findings.push((check.name, wrong.is_none(), wrong, hint));
+    access::as_owner_confined(owner, || {
+        let mut findings = vec![frozen()?];
+        for check in CHECKS {
+            // With tables of an older version the later checks would only fail.
+            if here < install::LATEST && check.name != "schema version" {
+                continue;
             }
-            Ok(findings)
-        })
+            let sql = plan::in_schema(&fill_in(check.sql), schema)?;
+            let wrong = plan::query_text(&sql)?;
+            let hint = wrong.is_some().then_some(check.hint);
+            findings.push((check.name, wrong.is_none(), wrong, hint));
+        }
+        Ok(findings)
     })
 }
 

@@ -10,6 +10,14 @@ pub enum Error {
     NotInstalled,
     #[error("column {0} is not of the type that the extension made it with")]
     ColumnChanged(String),
+    #[error("a name of pg_conversation stands for something other than an ordinary table")]
+    NotATable,
+    #[error("table {0} does not belong to the owner of schema_version")]
+    NotOurTable(String),
+    #[error("message {0} exists in another conversation")]
+    IdTaken(pgrx::Uuid),
+    #[error("this role may not make conversations")]
+    NotGranted,
     #[error("pg_conversation needs a database with encoding UTF8")]
     NotUtf8,
     #[error("extension pg_conversation is not installed in this database")]
@@ -70,6 +78,21 @@ impl Error {
                 ERRCODE_DATATYPE_MISMATCH,
                 "Change it back with ALTER TABLE ... ALTER COLUMN ... TYPE.".into(),
             ),
+            Error::NotATable => (
+                ERRCODE_WRONG_OBJECT_TYPE,
+                "Put the ordinary table back; partitions and views cannot stand for it.".into(),
+            ),
+            Error::NotOurTable(_) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Give all tables of the extension to one owner with ALTER TABLE ... OWNER TO."
+                    .into(),
+            ),
+            Error::IdTaken(_) => {
+                (ERRCODE_UNIQUE_VIOLATION, "Leave the id out, or use a new one.".into())
+            }
+            Error::NotGranted => {
+                (ERRCODE_INSUFFICIENT_PRIVILEGE, "Run grant_access for the role.".into())
+            }
             Error::NotUtf8 => (
                 ERRCODE_FEATURE_NOT_SUPPORTED,
                 "Create the database with ENCODING 'UTF8' TEMPLATE template0.".into(),

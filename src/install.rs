@@ -260,52 +260,75 @@ fn current_database() -> String {
 /// A trusted extension's script runs as the bootstrap superuser. Tables made as that role would
 /// not be the installer's, so the role is changed first.
 fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Error> {
-    let home = plan::home()?;
-    let owner = match access::owner() {
-        Ok(owner) => owner,
-        Err(Error::NotInstalled) => home.owner,
-        Err(other) => return Err(other),
-    };
-    // SAFETY: reads backend-local state and the role cache; the lock is held to the end of the
-    // transaction, as DROP EXTENSION takes it.
+    // SAFETY: the lock is held to the end of the transaction; DROP EXTENSION waits for it.
     unsafe {
-        if !pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) {
-            return Err(Error::NotOwner);
-        }
         if pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 {
             return Err(Error::SnapshotTooOld);
         }
-        let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), false);
-        pg_sys::LockDatabaseObject(
-            pg_sys::ExtensionRelationId,
-            extension,
-            0,
-            pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE,
-        );
+        let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), true);
+        if extension == Oid::INVALID {
+            return Err(Error::NoExtension);
+        }
+        let lock = pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE;
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, lock);
+    }
+    let home = plan::home()?;
+    let owner = match access::owner() {
+        Ok(owner) => {
+            let names: Vec<CString> = MIGRATIONS
+                .iter()
+                .flat_map(|m| created(m.up, "table"))
+                .filter_map(|table| CString::new(table).ok())
+                .collect();
+            access::require_one_owner(home.schema, &names, owner)?;
+            owner
+        }
+        Err(Error::NotInstalled) => home.owner,
+        Err(other) => return Err(other),
+    };
+    // SAFETY: backend-local state and the role cache. While a script runs the user is the bootstrap
+    // superuser; whose script it is, is the extension's owner.
+    let may = unsafe {
+        let caller = if pg_sys::creating_extension { home.owner } else { pg_sys::GetUserId() };
+        pg_sys::has_privs_of_role(caller, owner)
+    };
+    if !may {
+        return Err(Error::NotOwner);
     }
     let _membership = NoMembership::begin();
-    access::as_role(owner, || with_own_settings(|| work(home.schema)))
+    access::as_owner_confined(owner, || work(home.schema))
 }
 
-/// Runs `work` with a search_path that holds nothing of the caller's.
+/// Runs `work` with a search_path that holds nothing of the caller's, and quietly.
 pub fn with_own_settings<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let _settings = OwnSettings::begin();
+    let _settings = OwnSettings::begin(&[
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"client_min_messages", c"warning"),
+        (c"check_function_bodies", c"on"),
+    ]);
     work()
 }
 
-/// Settings for the length of `migrate()`, undone at its end or by the abort.
+/// Runs `work` with a search_path of the system's and our own schema.
+pub fn with_search_path<T>(
+    schema: Oid,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let path = format!("pg_catalog, {}, pg_temp", plan::schema_name(schema)?);
+    let path = CString::new(path).unwrap_or_default();
+    let _settings = OwnSettings::begin(&[(c"search_path", &path)]);
+    work()
+}
+
+/// Settings for the length of some work, undone at its end or by the abort.
 struct OwnSettings(i32);
 
 impl OwnSettings {
-    fn begin() -> Self {
+    fn begin(settings: &[(&CStr, &CStr)]) -> Self {
         // SAFETY: the level is closed in drop, or by the abort of the transaction.
         let level = Self(unsafe { pg_sys::NewGUCNestLevel() });
-        for (name, value) in [
-            (c"search_path", c"pg_catalog, pg_temp"),
-            (c"client_min_messages", c"warning"),
-            (c"check_function_bodies", c"on"),
-        ] {
-            // SAFETY: static C strings; the action is undone with the level.
+        for (name, value) in settings {
+            // SAFETY: C strings that are copied; the action is undone with the level.
             unsafe {
                 pg_sys::set_config_option(
                     name.as_ptr(),

@@ -38,12 +38,12 @@ pub fn find<T>(
     scan(table, index, keys, snapshot, |_, row| row.map(read))
 }
 
-/// Whether a row is under these keys once every transaction that writes one there has ended: what a
-/// unique index does before it accepts a row.
-pub fn is_taken(table: &CStr, index: &CStr, keys: &[Key]) -> Result<bool, Error> {
+/// The conversation of the row that is under these keys once every transaction that writes one there
+/// has ended: what a unique index waits for before it accepts a row.
+pub fn taken_by(table: &CStr, index: &CStr, keys: &[Key]) -> Result<Option<Uuid>, Error> {
     enum Seen {
         Free,
-        Taken,
+        TakenBy(Option<Uuid>),
         /// Written by a transaction that still runs.
         InFlight(pg_sys::TransactionId, u32),
     }
@@ -61,12 +61,12 @@ pub fn is_taken(table: &CStr, index: &CStr, keys: &[Key]) -> Result<bool, Error>
                     Seen::InFlight(snapshot.xmin, snapshot.speculativeToken)
                 }
                 Some(_) if writer(snapshot.xmax) => Seen::InFlight(snapshot.xmax, 0),
-                Some(_) => Seen::Taken,
+                Some(row) => Seen::TakenBy(row.named(c"conversation_id")),
             }
         })?;
         match seen {
-            Seen::Free => return Ok(false),
-            Seen::Taken => return Ok(true),
+            Seen::Free => return Ok(None),
+            Seen::TakenBy(conversation) => return Ok(conversation),
             // SAFETY: waits, cancellable, with deadlocks detected, and holds no table open.
             Seen::InFlight(xid, 0) => unsafe {
                 let (relation, tuple) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -92,8 +92,14 @@ fn scan<T>(
     // SAFETY: the table stays open and locked while it is scanned; keys and snapshot outlive the
     // scan. An ERROR in between releases all of it with the transaction.
     unsafe {
-        let index = pg_sys::get_relname_relid(index.as_ptr(), schema);
-        let relation = pg_sys::table_open(table, lock);
+        let relation = pg_sys::try_table_open(table, lock);
+        if relation.is_null() {
+            return Err(Error::NotInstalled);
+        }
+        if (*(*relation).rd_rel).relkind as u8 != pg_sys::RELKIND_RELATION {
+            return Err(Error::NotATable);
+        }
+        let index = usable_index(index, schema, table);
         let desc = (*relation).rd_att;
         let mut scan_keys = [pg_sys::ScanKeyData::default(); 2];
         for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
@@ -108,8 +114,8 @@ fn scan<T>(
                 n as pg_sys::AttrNumber,
                 pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
                 Oid::INVALID,
-                // An index is searched with the collation that it was built with.
-                pg_sys::DEFAULT_COLLATION_OID,
+                // An index is in the order of its column's collation.
+                collation_of(table, n),
                 Oid::from(equal),
                 key.value,
             );
@@ -128,6 +134,47 @@ fn scan<T>(
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, lock);
         Ok(answer)
+    }
+}
+
+fn collation_of(table: Oid, n: i32) -> Oid {
+    let (mut of_type, mut modifier, mut collation) = (Oid::INVALID, 0, Oid::INVALID);
+    // SAFETY: n is a column of the open table.
+    unsafe {
+        let n = n as pg_sys::AttrNumber;
+        pg_sys::get_atttypetypmodcoll(table, n, &mut of_type, &mut modifier, &mut collation);
+    }
+    collation
+}
+
+/// The index of that name, if it is one that finds every row of the table by equality.
+fn usable_index(name: &CStr, schema: Oid, table: Oid) -> Oid {
+    // SAFETY: syscache look-ups, released on the spot; both tuples have their fixed part.
+    unsafe {
+        let index = pg_sys::get_relname_relid(name.as_ptr(), schema);
+        let cache = pg_sys::SysCacheIdentifier::INDEXRELID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(index));
+        if tuple.is_null() {
+            return Oid::INVALID;
+        }
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
+        let fits = form.indrelid == table && form.indisvalid && form.indisunique && is_btree(index);
+        pg_sys::ReleaseSysCache(tuple);
+        if fits { index } else { Oid::INVALID }
+    }
+}
+
+fn is_btree(index: Oid) -> bool {
+    // SAFETY: a syscache look-up, released on the spot.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(index));
+        if tuple.is_null() {
+            return false;
+        }
+        let access_method = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relam;
+        pg_sys::ReleaseSysCache(tuple);
+        access_method == Oid::from(pg_sys::BTREE_AM_OID)
     }
 }
 

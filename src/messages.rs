@@ -3,11 +3,11 @@
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, Uuid};
 
-use crate::access::{Level, as_role, is_restricted, level_in};
+use crate::access::{Level, as_owner, is_restricted, level_in, unshaken};
 use crate::error::Error;
 use crate::function::{c_function, raw_argument};
 use crate::identity::{self, person};
-use crate::lookup::{by_id, is_taken, key};
+use crate::lookup::{by_id, key, taken_by};
 use crate::plan::{Arg, Statement, arg};
 use crate::trigger::TriggerRow;
 
@@ -29,8 +29,10 @@ static LOCK: Statement = Statement {
 };
 
 static KEEP_ID: Statement = Statement {
-    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 for key share",
-    types: &[pg_sys::UUIDOID],
+    sql: "select true from @extschema@.messages \
+          where id operator(pg_catalog.=) $1 and conversation_id operator(pg_catalog.=) $2 \
+          for key share",
+    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
 };
 
 static KEEP_KEY: Statement = Statement {
@@ -82,10 +84,11 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
         number_given = None; // Whatever was granted, a number is not the caller's to choose.
     }
 
-    let owner = row.table_owner();
-    let (number, tenant) = as_role(owner, || match number_given {
-        None => number(&row, conversation),
-        Some(number) => keep_number(number, conversation),
+    let (number, tenant) = unshaken(|| {
+        as_owner(&[c"messages", c"conversations"], || match number_given {
+            None => number(&row, conversation),
+            Some(number) => keep_number(number, conversation),
+        })
     })?;
     row.set(c"sequence_number", number)?;
     row.set(c"tenant_id", tenant)?;
@@ -109,24 +112,29 @@ fn number(row: &TriggerRow, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     if id.is_some() || retry_key.is_some() {
         let (last, tenant) = read_number(&LOCK, conversation)?;
         if conflicts(conversation, id, retry_key)? {
-            return Ok((last.max(1), tenant));
+            return Ok((last, tenant));
         }
     }
     read_number(&NUMBER, conversation)
 }
 
 /// Whether a row with this id or retry key will conflict. What it conflicts with is kept from being
-/// deleted before it does, or the new row would come in with a number that was not counted.
+/// deleted before it does, or the new row would come in with a number that was not counted. Rows of
+/// another conversation are not touched; to bring the id of one is an error, conflict or not.
 fn conflicts(conversation: Uuid, id: Option<Uuid>, retry_key: Option<&str>) -> Result<bool, Error> {
     if let Some(id) = id
-        && is_taken(c"messages", c"messages_pkey", &by_id(c"id", id)?)?
-        && KEEP_ID.run(&[arg(id)], |_| ())?.is_some()
+        && let Some(of) = taken_by(c"messages", c"messages_pkey", &by_id(c"id", id)?)?
     {
-        return Ok(true);
+        if of != conversation {
+            return Err(Error::IdTaken(id));
+        }
+        if KEEP_ID.run(&[arg(id), arg(conversation)], |_| ())?.is_some() {
+            return Ok(true);
+        }
     }
     if let Some(retry_key) = retry_key {
         let keys = [key(c"conversation_id", conversation)?, key(c"client_message_id", retry_key)?];
-        return Ok(is_taken(c"messages", c"idx_messages_retry_key", &keys)?
+        return Ok(taken_by(c"messages", c"idx_messages_retry_key", &keys)?.is_some()
             && KEEP_KEY.run(&[arg(conversation), arg(retry_key)], |_| ())?.is_some());
     }
     Ok(false)

@@ -61,11 +61,6 @@ impl TriggerRow {
         unsafe { (*(*self.data).tg_relation).rd_id }
     }
 
-    pub fn table_owner(&self) -> Oid {
-        // SAFETY: see new(); an open relation has its pg_class row.
-        unsafe { (*(*(*self.data).tg_relation).rd_rel).relowner }
-    }
-
     /// The first argument given in CREATE TRIGGER.
     pub fn argument(&self) -> String {
         // SAFETY: see new(); tg_trigger lists tgnargs C strings.

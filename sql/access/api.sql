@@ -61,7 +61,7 @@ begin
                 hint = 'Run it as the role that ran CREATE EXTENSION.';
     end if;
 
-    execute format('grant usage on schema @extschema@ to %I', role);
+    execute format('grant usage on schema %s to %I', '@extschema@', role);
     for privilege in
         select p.verbs, p.object
         from (values
@@ -87,7 +87,7 @@ begin
         ) as p (profile, verbs, object)
         where p.profile = grant_access.profile
     loop
-        execute format('grant %s on @extschema@.%I to %I', privilege.verbs, privilege.object, role);
+        execute format('grant %s on %s.%I to %I', privilege.verbs, '@extschema@', privilege.object, role);
     end loop;
 end;
 $$;

@@ -3,6 +3,11 @@ language c as 'MODULE_PATHNAME', 'place_conversation';
 comment on function @extschema@.place_conversation() is
 'Trigger: fills owner, tenant, names, title and visibility where they are absent.';
 
+create function @extschema@.check_owner() returns trigger
+language c as 'MODULE_PATHNAME', 'check_owner';
+comment on function @extschema@.check_owner() is
+'Trigger: lets a conversation change hands within its tenant only.';
+
 create function @extschema@.place_member() returns trigger
 language c as 'MODULE_PATHNAME', 'place_member';
 comment on function @extschema@.place_member() is

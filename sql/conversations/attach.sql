@@ -58,6 +58,11 @@ before update of user_id, session_id, continuation_id, title, visibility, is_arc
 tags, summary, expires_at, deleted_at, metadata on @extschema@.conversations
 for each row execute function @extschema@.touch_updated_at();
 
+create or replace trigger check_owner
+before update on @extschema@.conversations
+for each row when (new.user_id is distinct from old.user_id)
+execute function @extschema@.check_owner();
+
 create or replace trigger refuse_move
 before update on @extschema@.conversations
 for each row when (
@@ -134,5 +139,7 @@ comment on trigger place_conversation on @extschema@.conversations is
 comment on trigger place_member on @extschema@.conversation_members is
 'Takes the tenant from the conversation and refuses users of another.';
 comment on trigger touch on @extschema@.conversations is 'Moves updated_at forward.';
+comment on trigger check_owner on @extschema@.conversations is
+'Lets it change hands within its tenant only.';
 comment on trigger refuse_move on @extschema@.conversations is 'Keeps a conversation in its tenant.';
 comment on trigger refuse_move on @extschema@.conversation_members is 'Keeps a membership where it is.';

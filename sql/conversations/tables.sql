@@ -4,8 +4,11 @@ create table @extschema@.conversations (
     constraint conversations_tenant_exists references @extschema@.tenants (id),
     user_id uuid
     constraint conversations_user_exists references @extschema@.users (id),
-    session_id text not null,
-    continuation_id text not null,
+    session_id text not null
+    constraint conversations_session_id_is_at_most_500 check (pg_catalog.char_length(session_id) <= 500),
+    continuation_id text not null
+    constraint conversations_continuation_id_is_at_most_500
+    check (pg_catalog.char_length(continuation_id) <= 500),
     title text not null
     constraint conversations_title_is_at_most_500 check (pg_catalog.char_length(title) <= 500),
     visibility text not null

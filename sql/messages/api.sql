@@ -41,12 +41,13 @@ as $$
         -- Case, not coalesce: see list_conversations.
         and m.sequence_number operator(pg_catalog.>) case when after_sequence is null then 0 else after_sequence end
     where c.id operator(pg_catalog.=) conv_id and c.deleted_at is null
+    and (after_sequence is null or m.id is not null)
     order by m.sequence_number
     limit max_messages;
 $$;
 comment on function @extschema@.get_conversation_with_messages(uuid, integer, integer) is
 'A conversation with its messages in order; one row without a message for an empty one. Pages by
-after_sequence and max_messages.';
+after_sequence and max_messages, with no row past the end.';
 
 create function @extschema@.get_conversation_history(continuation_id text, "limit" integer default 100)
 returns table (

@@ -5,6 +5,7 @@ mod calls;
 mod cancel;
 mod input;
 mod paths;
+mod rights;
 mod triggers;
 
 use pg_conversation_tests::{Client, describe};

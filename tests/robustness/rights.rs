@@ -1,0 +1,213 @@
+//! Whoever owns the schema may put tables of his own in place of ours. Nothing of his ever runs with
+//! the rights of somebody else.
+
+use pg_conversation_tests::{Database, Server, Session, oldest};
+
+/// A trigger function that makes whoever runs it give all it can.
+const PROMOTE: &str = "
+    create function promote() returns trigger language plpgsql as $$ begin
+        execute 'alter role schema_owner superuser'; return coalesce(new, old); end $$;";
+
+fn database<'a>(server: &'a Server) -> Database<'a> {
+    server.role("schema_owner");
+    let database = server.empty_database();
+    database.superuser().run(&format!(
+        "alter role schema_owner nosuperuser; alter database {} owner to schema_owner",
+        database.name
+    ));
+    database
+}
+
+fn is_superuser(database: &Database) -> bool {
+    let sql = "select rolsuper from pg_roles where rolname = 'schema_owner'";
+    let promoted = database.superuser().value(sql);
+    database.superuser().run("alter role schema_owner nosuperuser");
+    promoted
+}
+
+#[test]
+fn tables_put_in_place_of_ours_gain_no_rights() {
+    let server = Server::private(oldest(), "fsync = off");
+    let user = "11111111-1111-4111-8111-111111111111";
+    // Who runs which statements, in turn; the last ones may fail, but must not promote.
+    let cases = [
+        (
+            "users replaced after a superuser installed",
+            vec!["create extension pg_conversation; select grant_access('schema_owner')"],
+            "drop table users cascade;
+             create table users (id uuid primary key, tenant_id uuid, auth_id uuid
+                 constraint users_auth_id_is_unique unique, role text default 'member', is_active bool default true);
+             create trigger promote before insert on users for each row execute function promote();
+             set pg_conversation.user_id = '11111111-1111-4111-8111-111111111111';",
+            "schema_owner",
+            "select ensure_user()",
+        ),
+        (
+            "conversations replaced after a superuser installed",
+            vec![
+                "create extension pg_conversation; select grant_access('schema_owner');
+                 insert into users (id) values ('11111111-1111-4111-8111-111111111111')",
+            ],
+            "drop table conversations cascade;
+             create table conversations (id uuid primary key, tenant_id uuid, user_id uuid, visibility text,
+                 last_sequence int default 0, updated_at timestamptz default now(), deleted_at timestamptz);
+             insert into conversations values ('cccccccc-0000-7000-8000-00000000000a',
+                 '00000000-0000-7000-8000-000000000001', '11111111-1111-4111-8111-111111111111', 'private');
+             create trigger promote before update on conversations for each row execute function promote();
+             grant all on conversations to postgres;
+             set pg_conversation.user_id = '11111111-1111-4111-8111-111111111111';",
+            "schema_owner",
+            "select add_message('cccccccc-0000-7000-8000-00000000000a', 'user', 'x')",
+        ),
+        (
+            "tenants replaced between drop and create",
+            vec!["create extension pg_conversation; drop extension pg_conversation cascade"],
+            "drop table tenants cascade;
+             create table tenants (id uuid, name text, slug text, llm_provider text, llm_model text,
+                 temperature int, max_tokens int, system_prompt text, features jsonb,
+                 rate_limit_per_minute int, daily_token_limit int, branding jsonb,
+                 default_visibility text, is_active bool, metadata jsonb, updated_at timestamptz,
+                 created_at timestamptz);
+             create trigger promote before insert on tenants for each row execute function promote();",
+            "schema_owner",
+            "create extension pg_conversation",
+        ),
+        (
+            "a deferred trigger set off by migrate",
+            vec![],
+            "create extension pg_conversation; create table box (i int);
+             create constraint trigger promote after insert on box deferrable initially deferred
+                 for each row execute function promote();
+             create function sneak() returns trigger language plpgsql as $$ begin
+                 insert into public.box values (1); return new; end $$;
+             delete from tenants;
+             create trigger sneak before insert on tenants for each row execute function sneak();",
+            "postgres",
+            "select migrate()",
+        ),
+        (
+            "a deferred trigger set off by doctor",
+            vec![],
+            "create extension pg_conversation; create table box (i int);
+             create constraint trigger promote after insert on box deferrable initially deferred
+                 for each row execute function promote();
+             create function sneak() returns bool language plpgsql as $$ begin
+                 insert into public.box values (1); return false; end $$;
+             alter table tenants rename to old_tenants;
+             create view tenants as select * from old_tenants where sneak();",
+            "postgres",
+            "select doctor()",
+        ),
+    ];
+    for (name, by_superuser, by_owner, then, statement) in cases {
+        let database = database(&server);
+        for sql in by_superuser {
+            database.superuser().run(sql);
+        }
+        let mut owner = database.connect("schema_owner");
+        owner.run(PROMOTE);
+        owner.run(by_owner);
+        let mut last = database.connect(then);
+        if then == "schema_owner" {
+            last.run(&format!("set pg_conversation.user_id = '{user}'"));
+        }
+        let result = last.batch_execute(statement);
+        assert!(!is_superuser(&database), "{name}: {result:?}");
+        // Whatever was said, it was said in words, and the server lives.
+        if let Err(error) = result {
+            assert!(error.as_db_error().is_some(), "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_ledger_that_somebody_laid_out_beforehand_is_refused() {
+    let server = Server::shared(oldest());
+    server.role("squatter");
+    let database = database(server);
+    database.superuser().run("grant create on schema public to squatter");
+    database.connect("squatter").run(
+        "create table schema_version (version int primary key, name text, checksum text, \
+         applied_at timestamptz default now())",
+    );
+    for installer in ["postgres", "schema_owner"] {
+        let (code, message) = database.connect(installer).error("create extension pg_conversation");
+        assert_eq!(
+            (code.as_str(), message.as_str()),
+            ("42501", "table schema_version belongs to another role")
+        );
+    }
+    let left: i64 = database
+        .superuser()
+        .value("select count(*) from pg_class where relname in ('users', 'tenants', 'messages')");
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_view_or_partitioned_table_of_our_name_is_an_error_and_no_crash() {
+    let database = database(Server::shared(oldest()));
+    let mut owner = database.connect("schema_owner");
+    owner.run(
+        "create extension pg_conversation;
+         set pg_conversation.user_id = '11111111-1111-4111-8111-111111111111';
+         alter table users rename to old_users",
+    );
+    for replacement in [
+        "create view users as select * from old_users",
+        "create materialized view users as select * from old_users",
+        "create table users (like old_users) partition by list (tenant_id)",
+    ] {
+        owner.run(replacement);
+        assert_eq!(owner.error("select current_user_id()").0, "42809", "{replacement}");
+        let kind = replacement.split(" users").next().unwrap_or_default().replace("create", "drop");
+        owner.run(&format!("{kind} users"));
+    }
+}
+
+#[test]
+fn a_role_without_grants_leaves_no_row_in_users() {
+    let server = Server::shared(oldest());
+    let database = server.database();
+    server.role("nobody_in_particular");
+    let mut client = database.connect("nobody_in_particular");
+    client.run("set request.jwt.claims = '{\"sub\": \"99999999-9999-4999-8999-999999999999\"}'");
+    assert_eq!(client.error("select ensure_user()").0, "42501");
+    assert_eq!(database.superuser().value::<i64>("select count(*) from users"), 0);
+}
+
+#[test]
+fn the_service_gives_no_conversation_to_another_tenant() {
+    let database = Server::shared(oldest()).database();
+    let mut owner = database.superuser();
+    owner.run(
+        "insert into tenants (id, name, slug) values ('00000000-0000-4000-8000-0000000000e1', 'One', 'one');
+         insert into users (id, tenant_id) values
+         ('00000000-0000-4000-8000-00000000000a', default),
+         ('00000000-0000-4000-8000-00000000000b', '00000000-0000-4000-8000-0000000000e1');
+         insert into conversations (user_id) values ('00000000-0000-4000-8000-00000000000a')",
+    );
+    let give = "update conversations set user_id = '00000000-0000-4000-8000-00000000000b'";
+    assert_eq!(owner.error(give).0, "P0002");
+}
+
+#[test]
+fn an_answer_does_not_outlive_the_row_it_rests_on_within_one_command() {
+    let database = Server::shared(oldest()).database();
+    let mut owner = database.superuser();
+    owner.run(
+        "create function is_me() returns boolean language plpgsql volatile as
+             'begin return current_user_id() is not null; end';
+         insert into users (id) values ('00000000-0000-4000-8000-00000000000a'),
+             ('00000000-0000-4000-8000-00000000000b');
+         set pg_conversation.user_id = '00000000-0000-4000-8000-00000000000b'",
+    );
+    owner.run("begin");
+    let seen: Vec<bool> = owner.values(
+        "update users set is_active = false where id in ('00000000-0000-4000-8000-00000000000a',
+         '00000000-0000-4000-8000-00000000000b') returning is_me()",
+    );
+    assert_eq!(seen.last(), Some(&false), "{seen:?}");
+    assert!(!owner.value::<bool>("select is_me()"));
+    owner.run("rollback");
+    assert!(owner.value::<bool>("select is_me()"));
+}
