@@ -3,11 +3,12 @@
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, Datum};
 
-use crate::access::{as_owner, is_restricted};
+use crate::access::is_restricted;
 use crate::error::Error;
 use crate::function::c_function;
 use crate::identity::{ensure_person, subject};
 use crate::lookup::{self, by_id};
+use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
 use crate::trigger::TriggerRow;
 

@@ -3,10 +3,9 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::access;
 use crate::error::{Error, OrRaise};
 use crate::install::{self, ATTACHMENTS, MIGRATIONS};
-use crate::plan;
+use crate::{owner, plan};
 
 /// A check is a query for one text: what is wrong, or null. `@name@` stands for a list of the
 /// objects that the scripts make.
@@ -146,13 +145,13 @@ fn doctor() -> TableIterator<
 
 fn examine() -> Result<Vec<Finding>, Error> {
     let schema = plan::home()?.schema;
-    let owner = access::owner()?;
+    let owner = owner::role()?;
     // SAFETY: look-ups in the role cache.
     if !unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) } {
         return Err(Error::NotOwner);
     }
     let here = install::installed_version(schema)?.unwrap_or(0);
-    access::as_owner_confined(owner, || {
+    owner::as_owner_confined(owner, || {
         let mut findings = vec![frozen()?];
         for check in CHECKS {
             // With tables of an older version the later checks would only fail.

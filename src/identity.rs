@@ -8,11 +8,12 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
 
-use crate::access::{View, as_owner, still_holds};
 use crate::error::{Error, OrRaise};
 use crate::lookup::{self, by_id};
+use crate::owner::as_owner;
 use crate::plan::{self, Statement, arg};
 use crate::settings;
+use crate::view::{View, still_holds};
 
 /// An active user of an active tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

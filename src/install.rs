@@ -8,8 +8,8 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
 
-use crate::access;
 use crate::error::{Error, OrRaise};
+use crate::owner;
 use crate::plan::{self, Statement, arg};
 
 /// One step of the schema. Frozen once released: a change is a new step.
@@ -219,7 +219,7 @@ fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
 
 /// The version recorded in the database; `None` when there are no tables.
 pub fn installed_version(schema: Oid) -> Result<Option<i32>, Error> {
-    match access::ledger(schema)? {
+    match owner::ledger(schema)? {
         Some(_) => Ok(Some(APPLIED.run(&[], |row| row.get(1))?.flatten().unwrap_or(0))),
         None => Ok(None),
     }
@@ -273,14 +273,14 @@ fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Erro
         pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, lock);
     }
     let home = plan::home()?;
-    let owner = match access::owner() {
+    let owner = match owner::role() {
         Ok(owner) => {
             let names: Vec<CString> = MIGRATIONS
                 .iter()
                 .flat_map(|m| created(m.up, "table"))
                 .filter_map(|table| CString::new(table).ok())
                 .collect();
-            access::require_one_owner(home.schema, &names, owner)?;
+            owner::require_one_owner(home.schema, &names, owner)?;
             owner
         }
         Err(Error::NotInstalled) => home.owner,
@@ -296,7 +296,7 @@ fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Erro
         return Err(Error::NotOwner);
     }
     let _membership = NoMembership::begin();
-    access::as_owner_confined(owner, || work(home.schema))
+    owner::as_owner_confined(owner, || work(home.schema))
 }
 
 /// Runs `work` with a search_path that holds nothing of the caller's, and quietly.

@@ -17,9 +17,11 @@ mod identity;
 mod install;
 mod lookup;
 mod messages;
+mod owner;
 mod plan;
 mod settings;
 mod trigger;
+mod view;
 
 pgrx::pg_module_magic!(name, version);
 

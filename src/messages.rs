@@ -3,11 +3,12 @@
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, Uuid};
 
-use crate::access::{Level, as_owner, is_restricted, level_in, unshaken};
+use crate::access::{Level, is_restricted, level_in, unshaken};
 use crate::error::Error;
 use crate::function::{c_function, raw_argument};
 use crate::identity::{self, person};
 use crate::lookup::{by_id, key, taken_by};
+use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
 use crate::trigger::TriggerRow;
 
@@ -164,14 +165,7 @@ static ADD: Statement = Statement {
           (conversation_id, role, content, parent_id, parts, metadata) \
           values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, coalesce($6, '{}')) \
           returning id, sequence_number",
-    types: &[
-        pg_sys::UUIDOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::UUIDOID,
-        pg_sys::JSONBOID,
-        pg_sys::JSONBOID,
-    ],
+    types: WITH_KEY.split_at(6).0,
 };
 
 const WITH_KEY: &[Oid] = &[
