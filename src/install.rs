@@ -299,63 +299,6 @@ fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Erro
     owner::as_owner_confined(owner, || work(home.schema))
 }
 
-/// Runs `work` with a search_path that holds nothing of the caller's, and quietly.
-pub fn with_own_settings<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let _settings = OwnSettings::begin(&[
-        (c"search_path", c"pg_catalog, pg_temp"),
-        (c"client_min_messages", c"warning"),
-        (c"check_function_bodies", c"on"),
-    ]);
-    work()
-}
-
-/// Runs `work` with a search_path of the system's and our own schema.
-pub fn with_search_path<T>(
-    schema: Oid,
-    work: impl FnOnce() -> Result<T, Error>,
-) -> Result<T, Error> {
-    let path = format!("pg_catalog, {}, pg_temp", plan::schema_name(schema)?);
-    let path = CString::new(path).unwrap_or_default();
-    let _settings = OwnSettings::begin(&[(c"search_path", &path)]);
-    work()
-}
-
-/// Settings for the length of some work, undone at its end or by the abort.
-struct OwnSettings(i32);
-
-impl OwnSettings {
-    fn begin(settings: &[(&CStr, &CStr)]) -> Self {
-        // SAFETY: the level is closed in drop, or by the abort of the transaction.
-        let level = Self(unsafe { pg_sys::NewGUCNestLevel() });
-        for (name, value) in settings {
-            // SAFETY: C strings that are copied; the action is undone with the level.
-            unsafe {
-                pg_sys::set_config_option(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    pg_sys::GucContext::PGC_USERSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_SAVE,
-                    true,
-                    0,
-                    false,
-                );
-            }
-        }
-        level
-    }
-}
-
-impl Drop for OwnSettings {
-    fn drop(&mut self) {
-        // After an ERROR the abort of the transaction closes all levels.
-        if !std::thread::panicking() {
-            // SAFETY: the level opened in begin().
-            unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
-        }
-    }
-}
-
 /// While it lives, what is made does not become a member of the extension being created.
 struct NoMembership(bool);
 

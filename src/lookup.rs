@@ -174,7 +174,7 @@ fn is_btree(index: Oid) -> bool {
         }
         let access_method = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relam;
         pg_sys::ReleaseSysCache(tuple);
-        access_method == Oid::from(pg_sys::BTREE_AM_OID)
+        access_method == pg_sys::BTREE_AM_OID
     }
 }
 

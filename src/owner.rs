@@ -5,7 +5,8 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys::{self, Oid};
 
 use crate::error::Error;
-use crate::{install, plan};
+use crate::plan;
+use crate::settings::{with_own_settings, with_search_path};
 
 /// Runs `work` with the rights of the owner of our tables, which no policy binds: what foreign keys
 /// do for their look-ups. `tables` are all that it touches, and must be that owner's: whoever owns
@@ -26,7 +27,7 @@ pub fn as_owner<T>(tables: &[&CStr], work: impl FnOnce() -> Result<T, Error>) ->
         if has_other_triggers {
             // Triggers of the DBA's own fire, and an unqualified name in them must not be found
             // where the caller wants it to be.
-            install::with_search_path(schema, work)
+            with_search_path(schema, work)
         } else {
             work()
         }
@@ -105,7 +106,7 @@ pub fn as_owner_confined<T>(
     owner: Oid,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    as_role(owner, pg_sys::SECURITY_RESTRICTED_OPERATION, || install::with_own_settings(work))
+    as_role(owner, pg_sys::SECURITY_RESTRICTED_OPERATION, || with_own_settings(work))
 }
 
 fn as_role<T>(
