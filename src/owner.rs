@@ -1,5 +1,7 @@
 //! The rights of the tables' owner: whose they are, and what may be done with them.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::{self, Oid};
@@ -12,16 +14,19 @@ use crate::settings::{with_own_settings, with_search_path};
 /// do for their look-ups. `tables` are all that it touches, and must be that owner's: whoever owns
 /// the schema could have put his own in their place, with triggers and policies that would run with
 /// these rights. Nothing in `work` may depend on the caller's search_path.
-pub fn as_owner<T>(tables: &[&CStr], work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+pub fn as_owner<T>(
+    tables: &[&'static CStr],
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
     let schema = plan::home()?.schema;
     let owner = role()?;
     let mut has_other_triggers = false;
-    for table in tables {
-        let found = inspect(plan::table(schema, table)?, schema)?;
-        if found.owner != owner {
-            return Err(Error::NotOurTable(table.to_string_lossy().into_owned()));
+    for name in tables {
+        let table = locked(name, schema)?;
+        if table.owner != owner {
+            return Err(Error::NotOurTable(name.to_string_lossy().into_owned()));
         }
-        has_other_triggers |= found.has_other_triggers;
+        has_other_triggers |= table.has_other_triggers;
     }
     as_role(owner, 0, || {
         if has_other_triggers {
@@ -34,31 +39,66 @@ pub fn as_owner<T>(tables: &[&CStr], work: impl FnOnce() -> Result<T, Error>) ->
     })
 }
 
-struct Inspected {
+/// What is known of an ordinary table.
+#[derive(Clone, Copy)]
+struct Table {
+    oid: Oid,
     owner: Oid,
+    /// Whether a trigger on it calls a function that is not the extension's.
     has_other_triggers: bool,
 }
 
-/// An ordinary table, its owner, and whether functions of others hang on it.
-fn inspect(table: Oid, schema: Oid) -> Result<Inspected, Error> {
-    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+thread_local! {
+    static TABLES: RefCell<HashMap<&'static CStr, (u64, Table)>> = RefCell::default();
+}
+
+/// One of our tables, locked to the end of the transaction, so that what was found out about it
+/// still holds when it is used.
+fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
+    let known = TABLES.with_borrow(|tables| tables.get(name).copied());
+    if let Some((generation, table)) = known
+        && generation == plan::generation()
+    {
+        // SAFETY: a lock that ends with the transaction; taking it brings news of changes in.
+        unsafe { pg_sys::LockRelationOid(table.oid, LOCK) };
+        if generation == plan::generation() {
+            return Ok(table);
+        }
+    }
+    loop {
+        let table = inspect(plan::table(schema, name)?, true)?;
+        let generation = plan::generation();
+        // Under the lock it can be neither renamed nor dropped; before, it could.
+        if plan::table(schema, name)? == table.oid {
+            TABLES.with_borrow_mut(|tables| tables.insert(name, (generation, table)));
+            return Ok(table);
+        }
+    }
+}
+
+const LOCK: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+
+fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
     // SAFETY: the table is open while its relcache entry is read.
     unsafe {
-        let relation = pg_sys::try_table_open(table, lock);
+        let relation = pg_sys::try_table_open(table, LOCK);
         if relation.is_null() {
             return Err(Error::NotInstalled);
         }
         let form = &*(*relation).rd_rel;
         let is_table = form.relkind as u8 == pg_sys::RELKIND_RELATION;
-        let mut found = Inspected { owner: form.relowner, has_other_triggers: false };
+        let mut found = Table { oid: table, owner: form.relowner, has_other_triggers: false };
         if !(*relation).trigdesc.is_null() {
+            let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), true);
             let triggers = &*(*relation).trigdesc;
             for n in 0..triggers.numtriggers as usize {
                 let trigger = &*triggers.triggers.add(n);
-                found.has_other_triggers |=
-                    !trigger.tgisinternal && pg_sys::get_func_namespace(trigger.tgfoid) != schema;
+                found.has_other_triggers |= !trigger.tgisinternal
+                    && pg_sys::getExtensionOfObject(pg_sys::ProcedureRelationId, trigger.tgfoid)
+                        != extension;
             }
         }
+        let lock = if keep_lock { pg_sys::NoLock as pg_sys::LOCKMODE } else { LOCK };
         pg_sys::table_close(relation, lock);
         if is_table { Ok(found) } else { Err(Error::NotATable) }
     }
@@ -68,7 +108,7 @@ fn inspect(table: Oid, schema: Oid) -> Result<Inspected, Error> {
 pub fn require_one_owner(schema: Oid, tables: &[CString], owner: Oid) -> Result<(), Error> {
     for name in tables {
         if let Ok(table) = plan::table(schema, name)
-            && inspect(table, schema)?.owner != owner
+            && inspect(table, false)?.owner != owner
         {
             return Err(Error::NotOurTable(name.to_string_lossy().into_owned()));
         }
@@ -96,9 +136,14 @@ pub fn ledger(schema: Oid) -> Result<Option<Oid>, Error> {
 /// The owner of the tables. After a restore it may be another than the extension's.
 pub fn role() -> Result<Oid, Error> {
     let schema = plan::home()?.schema;
-    let table = ledger(schema)?.ok_or(Error::NotInstalled)?;
-    Ok(inspect(table, schema)?.owner)
+    let known = TABLES.with_borrow(|tables| tables.get(LEDGER).map(|(generation, _)| *generation));
+    if known != Some(plan::generation()) {
+        ledger(schema)?.ok_or(Error::NotInstalled)?;
+    }
+    Ok(locked(LEDGER, schema)?.owner)
 }
+
+const LEDGER: &CStr = c"schema_version";
 
 /// Also keeps what `work` sets off from running later, with the rights of the caller: for a
 /// superuser who runs a function in somebody else's database.

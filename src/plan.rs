@@ -22,6 +22,7 @@ const FIND_HOME: &CStr = c"select extnamespace, extowner from pg_catalog.pg_exte
 
 thread_local! {
     static HOME: Cell<Option<Home>> = const { Cell::new(None) };
+    static GENERATION: Cell<u64> = const { Cell::new(0) };
     static PLANS: RefCell<HashMap<(usize, Oid, Oid), pg_sys::SPIPlanPtr>> = RefCell::default();
 }
 
@@ -29,20 +30,31 @@ thread_local! {
 /// never freed, for one may be running further up the stack.
 const MOST_PLANS: usize = 256;
 
-/// Forgets the schema whenever a function is made or dropped: after DROP EXTENSION and CREATE
-/// EXTENSION the extension may live elsewhere.
+/// Forgets the schema whenever a function is made or dropped, for after DROP EXTENSION and CREATE
+/// EXTENSION the extension may live elsewhere; and counts changes of functions and relations.
 pub fn watch_catalog() {
-    unsafe extern "C-unwind" fn forget(_arg: Datum, _cache: i32, _hash: u32) {
+    unsafe extern "C-unwind" fn function_changed(_arg: Datum, _cache: i32, _hash: u32) {
         HOME.set(None);
+        GENERATION.set(GENERATION.get() + 1);
     }
-    // SAFETY: called once from _PG_init; the callback only writes a thread-local cell.
+    unsafe extern "C-unwind" fn relation_changed(_arg: Datum, _relation: Oid) {
+        GENERATION.set(GENERATION.get() + 1);
+    }
+    // SAFETY: called once from _PG_init; the callbacks only write thread-local cells.
     unsafe {
         pg_sys::CacheRegisterSyscacheCallback(
             pg_sys::SysCacheIdentifier::PROCOID as i32,
-            Some(forget),
+            Some(function_changed),
             Datum::from(0),
         );
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), Datum::from(0));
     }
+}
+
+/// What was found out about relations and functions holds while this stays the same, seen under a
+/// lock of the relation.
+pub fn generation() -> u64 {
+    GENERATION.get()
 }
 
 /// Where the extension lives and who owns it.

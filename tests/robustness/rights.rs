@@ -211,3 +211,28 @@ fn an_answer_does_not_outlive_the_row_it_rests_on_within_one_command() {
     owner.run("rollback");
     assert!(owner.value::<bool>("select is_me()"));
 }
+
+#[test]
+fn a_trigger_of_the_dba_finds_his_tables_and_not_the_callers() {
+    let server = Server::private(oldest(), "fsync = off");
+    server.role("member");
+    server.role("schema_owner");
+    let database = server.database();
+    database.superuser().run(
+        "create table audit (id uuid);
+         create function note() returns trigger language plpgsql as $$ begin
+             insert into audit values (new.id); return new; end $$;
+         create trigger note before insert on users for each row execute function note();
+         create trigger note before update on conversations for each row execute function note()",
+    );
+    let mut member = database.member(pg_conversation_tests::Uuid::new_v4());
+    member.run(
+        "create temp table audit (id uuid);
+         create function pg_temp.promote() returns trigger language plpgsql as $$ begin
+             execute 'alter role schema_owner superuser'; return new; end $$;
+         create trigger promote before insert on audit for each row execute function pg_temp.promote();
+         select ensure_user(); select add_message(create_conversation('x'), 'user', 'y')",
+    );
+    assert!(!is_superuser(&database));
+    assert_eq!(database.superuser().value::<i64>("select count(*) from public.audit"), 2);
+}
