@@ -52,27 +52,22 @@ create or replace trigger place_member
 before insert on @extschema@.conversation_members
 for each row execute function @extschema@.place_member();
 
--- Numbering a message sets updated_at itself and is not slowed down by this.
+-- Numbering a message sets updated_at itself. Triggers here name their columns, for a condition is
+-- compiled for every statement that the trigger could fire for.
 create or replace trigger touch
 before update of user_id, session_id, continuation_id, title, visibility, is_archived, is_pinned,
 tags, summary, expires_at, deleted_at, metadata on @extschema@.conversations
 for each row execute function @extschema@.touch_updated_at();
 
 create or replace trigger check_owner
-before update on @extschema@.conversations
+before update of user_id on @extschema@.conversations
 for each row when (new.user_id is distinct from old.user_id)
 execute function @extschema@.check_owner();
 
 create or replace trigger refuse_move
-before update on @extschema@.conversations
-for each row when (
-    new.tenant_id is distinct from old.tenant_id
-    or new.id is distinct from old.id
-    or new.last_sequence < old.last_sequence
-)
-execute function @extschema@.refuse_change(
-    'a conversation stays in its tenant, keeps its id and never counts back'
-);
+before update of id, tenant_id on @extschema@.conversations
+for each row when (new.tenant_id is distinct from old.tenant_id or new.id is distinct from old.id)
+execute function @extschema@.refuse_change('a conversation stays in its tenant and keeps its id');
 
 create or replace trigger refuse_move
 before update on @extschema@.conversation_members

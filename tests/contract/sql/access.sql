@@ -94,6 +94,5 @@ reset role;
 update messages set sequence_number = sequence_number + 1;
 update messages set conversation_id = '00000000-0000-4000-8000-0000000000c2';
 update conversations set tenant_id = '00000000-0000-7000-8000-000000000001';
-update conversations set last_sequence = 0;
 update conversation_members set user_id = '00000000-0000-4000-8000-00000000000a';
 select place_message();
