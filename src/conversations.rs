@@ -44,8 +44,9 @@ c_function!(
 
 fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let mut row = TriggerRow::of(call, c"conversations")?;
-    let owner = owner_of(&mut row)?;
-    if is_restricted(row.table()) {
+    let restricted = is_restricted(row.table());
+    let owner = owner_of(&mut row, restricted)?;
+    if restricted {
         row.set(c"last_sequence", 0)?;
     }
     let given = row.get::<Uuid>(c"tenant_id")?;
@@ -86,9 +87,8 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
 }
 
 /// The owner of a new row. Clients name themselves by the subject of their claims.
-fn owner_of(row: &mut TriggerRow) -> Result<Option<Uuid>, Error> {
+fn owner_of(row: &mut TriggerRow, restricted: bool) -> Result<Option<Uuid>, Error> {
     let named = row.get::<Uuid>(c"user_id")?;
-    let restricted = is_restricted(row.table());
     let subject = subject().map(|subject| subject.id());
     let caller_is_meant = named.is_none() || named == subject;
     if restricted || (caller_is_meant && subject.is_some()) {

@@ -178,7 +178,7 @@ fn fill_in(sql: &str) -> String {
     let scripts = || MIGRATIONS.iter().map(|m| m.up).chain(ATTACHMENTS);
     let list = |kind: &str| {
         let names: Vec<String> = scripts()
-            .flat_map(expected)
+            .flat_map(install::objects)
             .filter(|(of, _)| *of == kind)
             .map(|(_, name)| format!("'{name}'"))
             .collect();
@@ -191,64 +191,4 @@ fn fill_in(sql: &str) -> String {
         .replace("@triggers@", &list("trigger"))
         .replace("@defaults@", &list("default"))
         .replace("@indexes@", &list("index"))
-}
-
-/// Kind and name of every object that a script makes, read from the script itself so that there is
-/// no second list to keep.
-fn expected(script: &str) -> Vec<(&'static str, String)> {
-    let words: Vec<&str> = script.split_whitespace().collect();
-    let plain = |word: &str| {
-        let word = word.strip_prefix("@extschema@.").unwrap_or(word);
-        word.trim_end_matches([';', '(', ')', ',']).to_string()
-    };
-    let mut found = Vec::new();
-    for (i, window) in words.windows(8).enumerate() {
-        let on = || {
-            words[i..].iter().position(|word| *word == "on").and_then(|at| words.get(i + at + 1))
-        };
-        match window {
-            ["create", "table", name, ..] => found.push(("table", plain(name))),
-            ["create", "index", name, ..] | ["create", "unique", "index", name, ..] => {
-                found.push(("index", plain(name)));
-            }
-            ["create", "policy", name, "on", table, ..] => {
-                found.push(("policy", format!("{name} on {}", plain(table))));
-            }
-            ["create", "or", "replace", "trigger", name, ..] => {
-                if let Some(table) = on() {
-                    found.push(("trigger", format!("{name} on {}", plain(table))));
-                }
-            }
-            ["alter", "table", table, "alter", "column", column, "set", "default"] => {
-                found.push(("default", format!("{}.{column}", plain(table))));
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scripts_tell_what_to_expect() {
-        let script = "create table @extschema@.a (\n  id uuid\n);\n\
-                      create unique index i on @extschema@.a (id);\n\
-                      create policy p on @extschema@.a for select using (true);\n\
-                      create or replace trigger t\nbefore insert on @extschema@.a\n\
-                      for each row execute function @extschema@.f();\n\
-                      alter table @extschema@.a alter column id set default @extschema@.g();";
-        let expected_here = [
-            ("table", "a"),
-            ("index", "i"),
-            ("policy", "p on a"),
-            ("trigger", "t on a"),
-            ("default", "a.id"),
-        ];
-        let found = expected(script);
-        let found: Vec<_> = found.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
-        assert_eq!(found, expected_here);
-    }
 }

@@ -143,11 +143,11 @@ fn record(migration: &Migration) -> Result<(), Error> {
 /// A dump of the schema alone brings the tables and an empty schema_version: what is there is
 /// recorded as it would have been.
 fn adopt(schema: Oid) -> Result<i32, Error> {
-    let is_there = |table: &str| {
+    let is_there = |table: String| {
         let name = CString::new(table).unwrap_or_default();
         plan::table(schema, &name).is_ok()
     };
-    let whole = |m: &&Migration| created(m.up, "table").all(is_there);
+    let whole = |m: &&Migration| tables_of(m).all(is_there);
     let mut version = 0;
     for migration in MIGRATIONS.iter().take_while(whole) {
         record(migration)?;
@@ -189,8 +189,8 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
     };
     if !force {
         for migration in undone() {
-            for table in created(migration.up, "table") {
-                refuse_loss(schema, table, version)?;
+            for table in tables_of(migration) {
+                refuse_loss(schema, &table, version)?;
             }
         }
     }
@@ -225,18 +225,50 @@ pub fn installed_version(schema: Oid) -> Result<Option<i32>, Error> {
     }
 }
 
-/// Names of the objects of a kind that a script creates, in order.
-pub fn created<'a>(sql: &'a str, kind: &'a str) -> impl Iterator<Item = &'a str> {
-    sql.lines().filter_map(move |line| {
-        let rest =
-            line.strip_prefix("create ")?.strip_prefix(kind)?.strip_prefix(" @extschema@.")?;
-        rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()
-    })
+/// Kind and name of every object that a script makes, read from the script itself so that there is
+/// no second list to keep.
+pub fn objects(script: &str) -> Vec<(&'static str, String)> {
+    let words: Vec<&str> = script.split_whitespace().collect();
+    let plain = |word: &str| {
+        let word = word.strip_prefix("@extschema@.").unwrap_or(word);
+        word.trim_end_matches([';', '(', ')', ',']).to_string()
+    };
+    let mut found = Vec::new();
+    for (i, window) in words.windows(8).enumerate() {
+        let on = || {
+            words[i..].iter().position(|word| *word == "on").and_then(|at| words.get(i + at + 1))
+        };
+        match window {
+            ["create", "table", name, ..] => found.push(("table", plain(name))),
+            ["create", "index", name, ..] | ["create", "unique", "index", name, ..] => {
+                found.push(("index", plain(name)));
+            }
+            ["create", "policy", name, "on", table, ..] => {
+                found.push(("policy", format!("{name} on {}", plain(table))));
+            }
+            ["create", "or", "replace", "trigger", name, ..] => {
+                if let Some(table) = on() {
+                    found.push(("trigger", format!("{name} on {}", plain(table))));
+                }
+            }
+            ["alter", "table", table, "alter", "column", column, "set", "default"] => {
+                found.push(("default", format!("{}.{column}", plain(table))));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The tables that a migration makes.
+fn tables_of(migration: &Migration) -> impl Iterator<Item = String> {
+    let objects = objects(migration.up).into_iter();
+    objects.filter(|(kind, _)| *kind == "table").map(|(_, name)| name)
 }
 
 /// The tables of some migrations, as the elements of an array.
 fn list_of<'a>(migrations: impl Iterator<Item = &'a Migration>) -> String {
-    migrations.flat_map(|m| created(m.up, "table")).collect::<Vec<_>>().join(",")
+    migrations.flat_map(tables_of).collect::<Vec<_>>().join(",")
 }
 
 fn fill(sql: &str, tables: &str, schema: Oid) -> Result<String, Error> {
@@ -277,7 +309,7 @@ fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Erro
         Ok(owner) => {
             let names: Vec<CString> = MIGRATIONS
                 .iter()
-                .flat_map(|m| created(m.up, "table"))
+                .flat_map(tables_of)
                 .filter_map(|table| CString::new(table).ok())
                 .collect();
             owner::require_one_owner(home.schema, &names, owner)?;
@@ -335,7 +367,7 @@ mod tests {
 
     #[test]
     fn scripts_tell_what_they_create() {
-        let tables: Vec<_> = MIGRATIONS.iter().flat_map(|m| created(m.up, "table")).collect();
+        let tables: Vec<_> = MIGRATIONS.iter().flat_map(tables_of).collect();
         let expected = [
             "schema_version",
             "tenants",
@@ -346,9 +378,29 @@ mod tests {
         ];
         assert_eq!(tables, expected);
         for migration in &MIGRATIONS {
-            for table in created(migration.up, "table") {
+            for table in tables_of(migration) {
                 assert!(migration.down.contains(&format!("drop table @extschema@.{table};")));
             }
         }
+    }
+
+    #[test]
+    fn scripts_tell_what_to_expect() {
+        let script = "create table @extschema@.a (\n  id uuid\n);\n\
+                      create unique index i on @extschema@.a (id);\n\
+                      create policy p on @extschema@.a for select using (true);\n\
+                      create or replace trigger t\nbefore insert on @extschema@.a\n\
+                      for each row execute function @extschema@.f();\n\
+                      alter table @extschema@.a alter column id set default @extschema@.g();";
+        let expected = [
+            ("table", "a"),
+            ("index", "i"),
+            ("policy", "p on a"),
+            ("trigger", "t on a"),
+            ("default", "a.id"),
+        ];
+        let found = objects(script);
+        let found: Vec<_> = found.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
+        assert_eq!(found, expected);
     }
 }

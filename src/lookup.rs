@@ -88,17 +88,10 @@ fn scan<T>(
 ) -> Result<T, Error> {
     let schema = plan::home()?.schema;
     let table = plan::table(schema, table)?;
-    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     // SAFETY: the table stays open and locked while it is scanned; keys and snapshot outlive the
     // scan. An ERROR in between releases all of it with the transaction.
     unsafe {
-        let relation = pg_sys::try_table_open(table, lock);
-        if relation.is_null() {
-            return Err(Error::NotInstalled);
-        }
-        if (*(*relation).rd_rel).relkind as u8 != pg_sys::RELKIND_RELATION {
-            return Err(Error::NotATable);
-        }
+        let relation = plan::open(table)?;
         let index = usable_index(index, schema, table);
         let desc = (*relation).rd_att;
         let mut scan_keys = [pg_sys::ScanKeyData::default(); 2];
@@ -132,7 +125,7 @@ fn scan<T>(
         let row = (!tuple.is_null()).then_some(Row { tuple, desc });
         let answer = read(snapshot, row.as_ref());
         pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, lock);
+        pg_sys::table_close(relation, plan::READ_LOCK);
         Ok(answer)
     }
 }

@@ -60,7 +60,7 @@ fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
         && generation == plan::generation()
     {
         // SAFETY: a lock that ends with the transaction; taking it brings news of changes in.
-        unsafe { pg_sys::LockRelationOid(table.oid, LOCK) };
+        unsafe { pg_sys::LockRelationOid(table.oid, plan::READ_LOCK) };
         if generation == plan::generation() {
             return Ok(table);
         }
@@ -76,18 +76,12 @@ fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
     }
 }
 
-const LOCK: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-
 fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
     // SAFETY: the table is open while its relcache entry is read.
     unsafe {
-        let relation = pg_sys::try_table_open(table, LOCK);
-        if relation.is_null() {
-            return Err(Error::NotInstalled);
-        }
-        let form = &*(*relation).rd_rel;
-        let is_table = form.relkind as u8 == pg_sys::RELKIND_RELATION;
-        let mut found = Table { oid: table, owner: form.relowner, has_other_triggers: false };
+        let relation = plan::open(table)?;
+        let owner = (*(*relation).rd_rel).relowner;
+        let mut found = Table { oid: table, owner, has_other_triggers: false };
         if !(*relation).trigdesc.is_null() {
             let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), true);
             let triggers = &*(*relation).trigdesc;
@@ -98,9 +92,9 @@ fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
                         != extension;
             }
         }
-        let lock = if keep_lock { pg_sys::NoLock as pg_sys::LOCKMODE } else { LOCK };
-        pg_sys::table_close(relation, lock);
-        if is_table { Ok(found) } else { Err(Error::NotATable) }
+        let unlock = if keep_lock { pg_sys::NoLock as pg_sys::LOCKMODE } else { plan::READ_LOCK };
+        pg_sys::table_close(relation, unlock);
+        Ok(found)
     }
 }
 

@@ -100,6 +100,23 @@ pub fn table(schema: Oid, name: &CStr) -> Result<Oid, Error> {
     if oid == Oid::INVALID { Err(Error::NotInstalled) } else { Ok(oid) }
 }
 
+/// Locks and opens an ordinary table; it may have been dropped since its oid was looked up.
+pub fn open(table: Oid) -> Result<pg_sys::Relation, Error> {
+    // SAFETY: an ERROR releases what was opened; our errors are raised as one.
+    unsafe {
+        let relation = pg_sys::try_table_open(table, READ_LOCK);
+        if relation.is_null() {
+            return Err(Error::NotInstalled);
+        }
+        if (*(*relation).rd_rel).relkind as u8 != pg_sys::RELKIND_RELATION {
+            return Err(Error::NotATable);
+        }
+        Ok(relation)
+    }
+}
+
+pub const READ_LOCK: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+
 /// A statement over our tables. As the owner it runs on behalf of callers with a search_path of
 /// their own, so its text qualifies every name and every operator.
 pub struct Statement {
