@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::CStr;
 
 use pgrx::Uuid;
 use pgrx::datum::TimestampWithTimeZone;
@@ -11,6 +12,7 @@ use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument, scratch};
 use crate::identity::{self, Person};
 use crate::lookup::{self, by_id, key};
+use crate::plan;
 use crate::view::{View, still_holds};
 
 /// What a user may do, each level including those before it.
@@ -23,7 +25,7 @@ pub enum Level {
 }
 
 impl Level {
-    fn parse(name: &str) -> Result<Self, Error> {
+    pub fn parse(name: &str) -> Result<Self, Error> {
         match name {
             "read" => Ok(Level::Read),
             "write" => Ok(Level::Write),
@@ -237,6 +239,36 @@ pub fn is_restricted(table: Oid) -> bool {
     // SAFETY: a syscache look-up; the second argument means the current user.
     let state = unsafe { pg_sys::check_enable_rls(table, Oid::INVALID, true) };
     state == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+}
+
+/// Whether the caller has this privilege on the table or on a column of it.
+pub fn has_privilege(table: Oid, privilege: u32) -> bool {
+    let (privilege, ok) = (privilege as pg_sys::AclMode, pg_sys::AclResult::ACLCHECK_OK);
+    // SAFETY: look-ups in the caches of roles and privileges.
+    unsafe {
+        let role = pg_sys::GetUserId();
+        let any = pg_sys::AclMaskHow::ACLMASK_ANY;
+        pg_sys::pg_class_aclcheck(table, role, privilege) == ok
+            || pg_sys::pg_attribute_aclcheck_all(table, role, privilege, any) == ok
+    }
+}
+
+/// For functions that go to a table without a statement on it: what the statement would ask first.
+pub fn require_privilege(table: &CStr, privilege: u32) -> Result<(), Error> {
+    let oid = plan::table(plan::home()?.schema, table)?;
+    if privilege != pg_sys::ACL_SELECT {
+        // SAFETY: raises an error where nothing may be written.
+        unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
+    }
+    if !has_privilege(oid, privilege) {
+        // SAFETY: raises the error of the statement.
+        unsafe {
+            let (denied, of) =
+                (pg_sys::AclResult::ACLCHECK_NO_PRIV, pg_sys::ObjectType::OBJECT_TABLE);
+            pg_sys::aclcheck_error(denied, of, table.as_ptr());
+        }
+    }
+    Ok(())
 }
 
 /// Lets answers that hold before `work` hold after it, for `work` writes nothing they rest on.

@@ -54,6 +54,26 @@ pub enum Error {
     UnknownLevel(String),
     #[error("client_message_id \"{0}\" was used for another message")]
     RetryDiffers(String),
+    #[error("message {0} does not exist")]
+    NoSuchMessage(pgrx::Uuid),
+    #[error("chunk {got} of message {message} is out of order, expected {expected}")]
+    OutOfOrder { message: pgrx::Uuid, got: i32, expected: i32 },
+    #[error("chunk {index} of message {message} is there with another content")]
+    ChunkDiffers { message: pgrx::Uuid, index: i32 },
+    #[error("chunk {last} is the last of message {message}")]
+    NotTheLast { message: pgrx::Uuid, last: i32 },
+    #[error("chunk index {0} is out of range")]
+    BadIndex(i32),
+    #[error("message {message} is {status}")]
+    NotStreaming { message: pgrx::Uuid, status: &'static str },
+    #[error("message {0} was finished with other figures")]
+    FiguresDiffer(pgrx::Uuid),
+    #[error("the chunks of message {0} were cleaned up")]
+    ChunksGone(pgrx::Uuid),
+    #[error("the text of the message is larger than 32 MB")]
+    TextTooLarge,
+    #[error("{0} must not be negative")]
+    Negative(&'static str),
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
@@ -67,6 +87,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// What a program needs of it.
+    fn detail(&self) -> Option<String> {
+        match self {
+            Error::OutOfOrder { expected, .. } => Some(format!("expected_index: {expected}")),
+            _ => None,
+        }
+    }
+
     fn code_and_hint(&self) -> (PgSqlErrorCode, Option<String>) {
         use PgSqlErrorCode::*;
         let (code, hint) = match self {
@@ -166,6 +194,49 @@ impl Error {
                 "Retry with the same role, content, parts, parent and metadata, or use a new key."
                     .into(),
             ),
+            Error::NoSuchMessage(_) => {
+                (ERRCODE_NO_DATA_FOUND, "Check the id, and that the caller may use it.".into())
+            }
+            Error::OutOfOrder { .. } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Send again from the expected index.".into(),
+            ),
+            Error::ChunkDiffers { .. } => (
+                ERRCODE_UNIQUE_VIOLATION,
+                "Another producer writes this message, or this one sent something else before: \
+                 ask resume_message for the index to go on from."
+                    .into(),
+            ),
+            Error::NotTheLast { .. } => (
+                ERRCODE_INVALID_CURSOR_STATE,
+                "A final chunk is the one with the highest index.".into(),
+            ),
+            Error::BadIndex(_) => {
+                (ERRCODE_INVALID_PARAMETER_VALUE, "Chunks are numbered from 0.".into())
+            }
+            Error::NotStreaming { status, .. } => (
+                ERRCODE_INVALID_CURSOR_STATE,
+                if *status == "interrupted" {
+                    "Call resume_message and go on from the index it returns.".into()
+                } else {
+                    "Begin a new message; this one has ended.".into()
+                },
+            ),
+            Error::FiguresDiffer(_) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Figures are written once; finish with the same ones.".into(),
+            ),
+            Error::ChunksGone(_) => (
+                ERRCODE_INVALID_CURSOR_STATE,
+                "Begin a new message; the text so far is kept in this one.".into(),
+            ),
+            Error::TextTooLarge => (
+                ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                "End it with stop_message or fail_message, which keep the first 32 MB.".into(),
+            ),
+            Error::Negative(_) => {
+                (ERRCODE_INVALID_PARAMETER_VALUE, "Give 0 or more, or leave it out.".into())
+            }
             Error::Refused(_) => {
                 (ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, "Insert a new row instead.".into())
             }
@@ -200,9 +271,14 @@ impl<T> OrRaise<T> for Result<T, Error> {
 
 fn raise(error: Error) -> ! {
     let (code, hint) = error.code_and_hint();
+    let detail = error.detail();
     let report = ErrorReport::new(code, error.to_string(), "pg_conversation");
     let report = match hint {
         Some(hint) => report.set_hint(hint),
+        None => report,
+    };
+    let report = match detail {
+        Some(detail) => report.set_detail(detail),
         None => report,
     };
     report.report(PgLogLevel::ERROR);

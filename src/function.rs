@@ -46,6 +46,19 @@ pub unsafe fn argument<T: FromDatum>(call: FunctionCallInfo, n: usize) -> Option
     raw_argument(call, n).and_then(|datum| unsafe { T::from_datum(datum, false) })
 }
 
+/// A row of the columns that the function is declared to return.
+pub fn composite(call: FunctionCallInfo, values: &mut [Datum]) -> Datum {
+    let mut nulls = vec![false; values.len()];
+    // SAFETY: callers give a value for each column they are declared with.
+    unsafe {
+        let mut desc = std::ptr::null_mut();
+        pg_sys::get_call_result_type(call, std::ptr::null_mut(), &mut desc);
+        let desc = pg_sys::BlessTupleDesc(desc);
+        let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
+    }
+}
+
 /// Memory that a call site keeps from row to row, as long as the statement runs.
 ///
 /// # Safety

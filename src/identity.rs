@@ -8,6 +8,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
 
+use crate::access::has_privilege;
 use crate::error::{Error, OrRaise};
 use crate::lookup::{self, by_id};
 use crate::owner::as_owner;
@@ -182,14 +183,7 @@ pub fn ensure_person() -> Result<Person, Error> {
 /// Whether the role may make conversations at all: nobody else leaves a row in users.
 fn may_begin() -> Result<bool, Error> {
     let conversations = plan::table(plan::home()?.schema, c"conversations")?;
-    let (insert, ok) = (pg_sys::ACL_INSERT as pg_sys::AclMode, pg_sys::AclResult::ACLCHECK_OK);
-    // SAFETY: look-ups in the caches of roles and privileges.
-    unsafe {
-        let role = pg_sys::GetUserId();
-        let any = pg_sys::AclMaskHow::ACLMASK_ANY;
-        Ok(pg_sys::pg_class_aclcheck(conversations, role, insert) == ok
-            || pg_sys::pg_attribute_aclcheck_all(conversations, role, insert, any) == ok)
-    }
+    Ok(has_privilege(conversations, pg_sys::ACL_INSERT))
 }
 
 /// Moves the last answer from one view to the next; see `access::unshaken`.

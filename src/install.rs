@@ -31,17 +31,23 @@ macro_rules! first {
     };
 }
 
-pub const MIGRATIONS: [Migration; 4] =
-    [first!(1, "frame"), first!(2, "identity"), first!(3, "conversations"), first!(4, "messages")];
+pub const MIGRATIONS: [Migration; 5] = [
+    first!(1, "frame"),
+    first!(2, "identity"),
+    first!(3, "conversations"),
+    first!(4, "messages"),
+    first!(5, "streaming"),
+];
 
 pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
 
 /// Triggers, policies, defaults and comments of each domain; always those of the latest version.
-pub const ATTACHMENTS: [&str; 5] = [
+pub const ATTACHMENTS: [&str; 6] = [
     include_str!("../sql/frame/attach.sql"),
     include_str!("../sql/identity/attach.sql"),
     include_str!("../sql/conversations/attach.sql"),
     include_str!("../sql/messages/attach.sql"),
+    include_str!("../sql/streaming/attach.sql"),
     include_str!("../sql/access/attach.sql"),
 ];
 
@@ -375,6 +381,7 @@ mod tests {
             "conversations",
             "conversation_members",
             "messages",
+            "message_chunks",
         ];
         assert_eq!(tables, expected);
         for migration in &MIGRATIONS {

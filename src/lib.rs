@@ -20,6 +20,7 @@ mod messages;
 mod owner;
 mod plan;
 mod settings;
+mod streaming;
 mod trigger;
 mod view;
 
@@ -31,6 +32,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::require_utf8().or_raise();
     settings::define();
     plan::watch_catalog();
+    streaming::watch_transactions();
 }
 
 // The extension script: Rust functions first, then the SQL functions of each domain, then the
@@ -66,5 +68,10 @@ extension_sql_file!(
     "../sql/messages/api.sql",
     name = "messages_api",
     requires = ["conversations_api"]
+);
+extension_sql_file!(
+    "../sql/streaming/api.sql",
+    name = "streaming_api",
+    requires = ["messages_api"]
 );
 extension_sql_file!("../sql/frame/install.sql", name = "install", finalize);

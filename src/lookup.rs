@@ -92,7 +92,7 @@ fn scan<T>(
     // scan. An ERROR in between releases all of it with the transaction.
     unsafe {
         let relation = plan::open(table)?;
-        let index = usable_index(index, schema, table);
+        let index = unique_index(index, schema, table).unwrap_or(Oid::INVALID);
         let desc = (*relation).rd_att;
         let mut scan_keys = [pg_sys::ScanKeyData::default(); 2];
         for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
@@ -141,19 +141,19 @@ fn collation_of(table: Oid, n: i32) -> Oid {
 }
 
 /// The index of that name, if it is one that finds every row of the table by equality.
-fn usable_index(name: &CStr, schema: Oid, table: Oid) -> Oid {
+pub fn unique_index(name: &CStr, schema: Oid, table: Oid) -> Option<Oid> {
     // SAFETY: syscache look-ups, released on the spot; both tuples have their fixed part.
     unsafe {
         let index = pg_sys::get_relname_relid(name.as_ptr(), schema);
         let cache = pg_sys::SysCacheIdentifier::INDEXRELID as i32;
         let tuple = pg_sys::SearchSysCache1(cache, Datum::from(index));
         if tuple.is_null() {
-            return Oid::INVALID;
+            return None;
         }
         let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
         let fits = form.indrelid == table && form.indisvalid && form.indisunique && is_btree(index);
         pg_sys::ReleaseSysCache(tuple);
-        if fits { index } else { Oid::INVALID }
+        fits.then_some(index)
     }
 }
 

@@ -5,7 +5,7 @@ use pgrx::{FromDatum, Uuid};
 
 use crate::access::{Level, is_restricted, level_in, unshaken};
 use crate::error::Error;
-use crate::function::{c_function, raw_argument};
+use crate::function::{c_function, composite, raw_argument};
 use crate::identity::{self, person};
 use crate::lookup::{by_id, key, taken_by};
 use crate::owner::as_owner;
@@ -160,12 +160,36 @@ fn keep_number(number: i32, conversation: Uuid) -> Result<(i32, Uuid), Error> {
 
 const ROLES: [&str; 5] = ["user", "assistant", "system", "tool", "developer"];
 
-static ADD: Statement = Statement {
-    sql: "insert into @extschema@.messages \
-          (conversation_id, role, content, parent_id, parts, metadata) \
-          values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, coalesce($6, '{}')) \
-          returning id, sequence_number",
-    types: WITH_KEY.split_at(6).0,
+static ADD: AddOnce = AddOnce {
+    add: Statement {
+        sql: "insert into @extschema@.messages \
+              (conversation_id, role, content, parent_id, parts, metadata) \
+              values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, coalesce($6, '{}')) \
+              returning id, sequence_number",
+        types: WITH_KEY.split_at(6).0,
+    },
+    add_once: Statement {
+        sql: "insert into @extschema@.messages \
+              (conversation_id, role, content, parent_id, parts, metadata, client_message_id) \
+              values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, \
+                      coalesce($6, '{}'), $7) \
+              on conflict (conversation_id, client_message_id) where client_message_id is not null \
+              do nothing \
+              returning id, sequence_number",
+        types: WITH_KEY,
+    },
+    find: Statement {
+        sql: "select id, sequence_number, \
+              role operator(pg_catalog.=) $2::@extschema@.message_role \
+              and content operator(pg_catalog.=) coalesce($3, '') \
+              and parent_id is not distinct from $4 \
+              and parts is not distinct from $5 \
+              and metadata operator(pg_catalog.=) coalesce($6, '{}') \
+              from @extschema@.messages \
+              where conversation_id operator(pg_catalog.=) $1 \
+              and client_message_id operator(pg_catalog.=) $7",
+        types: WITH_KEY,
+    },
 };
 
 const WITH_KEY: &[Oid] = &[
@@ -178,103 +202,84 @@ const WITH_KEY: &[Oid] = &[
     pg_sys::TEXTOID,
 ];
 
-static ADD_ONCE: Statement = Statement {
-    sql: "insert into @extschema@.messages \
-          (conversation_id, role, content, parent_id, parts, metadata, client_message_id) \
-          values ($1, $2::@extschema@.message_role, coalesce($3, ''), $4, $5, coalesce($6, '{}'), \
-                  $7) \
-          on conflict (conversation_id, client_message_id) where client_message_id is not null \
-          do nothing \
-          returning id, sequence_number",
-    types: WITH_KEY,
-};
-
-static FIND: Statement = Statement {
-    sql: "select id, sequence_number, \
-          role operator(pg_catalog.=) $2::@extschema@.message_role \
-          and content operator(pg_catalog.=) coalesce($3, '') \
-          and parent_id is not distinct from $4 \
-          and parts is not distinct from $5 \
-          and metadata operator(pg_catalog.=) coalesce($6, '{}') \
-          from @extschema@.messages \
-          where conversation_id operator(pg_catalog.=) $1 \
-          and client_message_id operator(pg_catalog.=) $7",
-    types: WITH_KEY,
-};
-
-struct Added {
-    id: Uuid,
-    number: i32,
-    created: bool,
-}
-
 c_function!(
     /// Adds a message; with a retry key, once.
     add_message, pg_finfo_add_message, added_row
 );
 
-fn added_row(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
-    let added = add(call)?;
-    let mut values =
-        [arg(added.id).unwrap_or(Datum::from(0)), added.number.into(), added.created.into()];
-    let mut nulls = [false; 3];
-    // SAFETY: the function is declared with exactly these three columns.
-    unsafe {
-        let mut desc = std::ptr::null_mut();
-        pg_sys::get_call_result_type(call, std::ptr::null_mut(), &mut desc);
-        let desc = pg_sys::BlessTupleDesc(desc);
-        let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
-        Ok(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
-    }
-}
-
 /// Arguments go to the statements as they came: no text or JSON is taken apart on the way.
-fn add(call: pg_sys::FunctionCallInfo) -> Result<Added, Error> {
+fn added_row(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let raw = |n| raw_argument(call, n);
     let (conversation, role, content, key) = (raw(0), raw(1), raw(2), raw(3));
     let (parent, parts, metadata) = (raw(4), raw(5), raw(6));
     if conversation.is_none() {
         return Err(Error::Missing("conversation_id"));
     }
-    // SAFETY: the second argument is a text.
+    known_role(role)?;
+    let added = ADD.run(&[conversation, role, content, parent, parts, metadata, key])?;
+    let id = arg(added.id).unwrap_or(Datum::from(0));
+    Ok(composite(call, &mut [id, added.number.into(), added.created.into()]))
+}
+
+/// Refuses a role that there is not, before the type does it with less help.
+pub fn known_role(role: Arg) -> Result<(), Error> {
+    // SAFETY: callers pass a text.
     let name = role.and_then(|role| unsafe { <&str>::from_datum(role, false) });
     let name = name.ok_or(Error::Missing("role"))?;
-    if !ROLES.contains(&name) {
-        return Err(Error::UnknownRole(name.into()));
+    if ROLES.contains(&name) { Ok(()) } else { Err(Error::UnknownRole(name.into())) }
+}
+
+pub struct Added {
+    pub id: Uuid,
+    pub number: i32,
+    pub created: bool,
+}
+
+/// Three statements that take the same arguments, the last of them a retry key.
+pub struct AddOnce {
+    /// Adds a message; for want of a key it takes one argument less.
+    pub add: Statement,
+    /// Adds it unless the key was used.
+    pub add_once: Statement,
+    /// Finds the message of the key, and tells whether it is the same.
+    pub find: Statement,
+}
+
+impl AddOnce {
+    pub fn run(&'static self, args: &[Arg]) -> Result<Added, Error> {
+        let (key, others) = args.split_last().ok_or(Error::Missing("message"))?;
+        let Some(key) = *key else {
+            return insert(&self.add, others)?.ok_or(Error::Missing("message"));
+        };
+        // A retry long after is the rule, one that meets the first call half-way the exception.
+        if let Some(first) = self.find(args, key)? {
+            return Ok(first);
+        }
+        if let Some(added) = insert(&self.add_once, args)? {
+            return Ok(added);
+        }
+        self.find(args, key)?.ok_or(Error::Missing("message"))
     }
 
-    let args = [conversation, role, content, parent, parts, metadata, key];
-    let Some(key) = key else {
-        return insert(&ADD, &args[..6])?.ok_or(Error::Missing("message"));
-    };
-    // A retry long after is the rule, one that meets the first call half-way the exception.
-    if let Some(first) = find(&args, key)? {
-        return Ok(first);
+    fn find(&'static self, args: &[Arg], key: Datum) -> Result<Option<Added>, Error> {
+        let found = self.find.run(args, |row| {
+            let added = Added { id: row.get(1)?, number: row.get(2)?, created: false };
+            Some((added, row.get(3).unwrap_or(false)))
+        })?;
+        match found.flatten() {
+            Some((added, true)) => Ok(Some(added)),
+            Some((_, false)) => {
+                // SAFETY: the retry key is a text.
+                let key = unsafe { String::from_datum(key, false) };
+                Err(Error::RetryDiffers(key.unwrap_or_default()))
+            }
+            None => Ok(None),
+        }
     }
-    if let Some(added) = insert(&ADD_ONCE, &args)? {
-        return Ok(added);
-    }
-    find(&args, key)?.ok_or(Error::Missing("message"))
 }
 
 fn insert(statement: &'static Statement, args: &[Arg]) -> Result<Option<Added>, Error> {
     let added = statement
         .run(args, |row| Some(Added { id: row.get(1)?, number: row.get(2)?, created: true }))?;
     Ok(added.flatten())
-}
-
-fn find(args: &[Arg], key: Datum) -> Result<Option<Added>, Error> {
-    let found = FIND.run(args, |row| {
-        let added = Added { id: row.get(1)?, number: row.get(2)?, created: false };
-        Some((added, row.get(3).unwrap_or(false)))
-    })?;
-    match found.flatten() {
-        Some((added, true)) => Ok(Some(added)),
-        Some((_, false)) => {
-            // SAFETY: the retry key is a text.
-            let key = unsafe { String::from_datum(key, false) };
-            Err(Error::RetryDiffers(key.unwrap_or_default()))
-        }
-        None => Ok(None),
-    }
 }

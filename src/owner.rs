@@ -81,20 +81,30 @@ fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
     unsafe {
         let relation = plan::open(table)?;
         let owner = (*(*relation).rd_rel).relowner;
-        let mut found = Table { oid: table, owner, has_other_triggers: false };
-        if !(*relation).trigdesc.is_null() {
-            let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), true);
-            let triggers = &*(*relation).trigdesc;
-            for n in 0..triggers.numtriggers as usize {
-                let trigger = &*triggers.triggers.add(n);
-                found.has_other_triggers |= !trigger.tgisinternal
-                    && pg_sys::getExtensionOfObject(pg_sys::ProcedureRelationId, trigger.tgfoid)
-                        != extension;
-            }
-        }
+        let found = Table { oid: table, owner, has_other_triggers: has_other_triggers(relation) };
         let unlock = if keep_lock { pg_sys::NoLock as pg_sys::LOCKMODE } else { plan::READ_LOCK };
         pg_sys::table_close(relation, unlock);
         Ok(found)
+    }
+}
+
+/// Whether a trigger on a table calls a function that is not the extension's.
+///
+/// # Safety
+///
+/// The relation must be open.
+pub unsafe fn has_other_triggers(relation: pg_sys::Relation) -> bool {
+    unsafe {
+        if (*relation).trigdesc.is_null() {
+            return false;
+        }
+        let extension = pg_sys::get_extension_oid(c"pg_conversation".as_ptr(), true);
+        let triggers = &*(*relation).trigdesc;
+        (0..triggers.numtriggers as usize).any(|n| {
+            let trigger = &*triggers.triggers.add(n);
+            let of = pg_sys::getExtensionOfObject(pg_sys::ProcedureRelationId, trigger.tgfoid);
+            !trigger.tgisinternal && of != extension
+        })
     }
 }
 

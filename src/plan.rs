@@ -102,9 +102,13 @@ pub fn table(schema: Oid, name: &CStr) -> Result<Oid, Error> {
 
 /// Locks and opens an ordinary table; it may have been dropped since its oid was looked up.
 pub fn open(table: Oid) -> Result<pg_sys::Relation, Error> {
+    open_for(table, READ_LOCK)
+}
+
+pub fn open_for(table: Oid, lock: pg_sys::LOCKMODE) -> Result<pg_sys::Relation, Error> {
     // SAFETY: an ERROR releases what was opened; our errors are raised as one.
     unsafe {
-        let relation = pg_sys::try_table_open(table, READ_LOCK);
+        let relation = pg_sys::try_table_open(table, lock);
         if relation.is_null() {
             return Err(Error::NotInstalled);
         }
@@ -124,6 +128,8 @@ pub struct Statement {
     pub types: &'static [Oid],
 }
 
+const MOST_ARGS: usize = 10;
+
 /// One argument; `None` is null.
 pub type Arg = Option<Datum>;
 
@@ -140,8 +146,8 @@ impl Statement {
         row: impl FnOnce(&Row) -> T,
     ) -> Result<Option<T>, Error> {
         let home = home()?;
-        let mut values: [Datum; 8] = [Datum::from(0); 8];
-        let mut nulls = [b' ' as std::ffi::c_char; 8];
+        let mut values: [Datum; MOST_ARGS] = [Datum::from(0); MOST_ARGS];
+        let mut nulls = [b' ' as std::ffi::c_char; MOST_ARGS];
         for (i, arg) in args.iter().enumerate() {
             match arg {
                 Some(datum) => values[i] = *datum,
@@ -216,6 +222,28 @@ impl Row {
         }
     }
 
+    /// Column `n` as it is stored, whatever its type; `None` is null.
+    pub fn raw(&self, n: i32) -> Option<Datum> {
+        let mut is_null = false;
+        // SAFETY: tuple and descriptor belong together.
+        let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.desc, n, &mut is_null) };
+        (!is_null).then_some(datum)
+    }
+
+    pub fn is_null(&self, name: &CStr) -> bool {
+        self.column(name).and_then(|n| self.raw(n)).is_none()
+    }
+
+    /// Whether a text is empty; a long one, which may be stored elsewhere, is not fetched for that.
+    pub fn is_empty_text(&self, name: &CStr) -> bool {
+        let Some(n) = self.column(name) else { return false };
+        // SAFETY: the type was looked at; the size of a text is told by its first bytes.
+        unsafe {
+            pg_sys::SPI_gettypeid(self.desc, n) == pg_sys::TEXTOID
+                && self.raw(n).is_some_and(|text| pg_sys::toast_raw_datum_size(text) == VARHDRSZ)
+        }
+    }
+
     /// The number of a column.
     pub fn column(&self, name: &CStr) -> Option<i32> {
         // SAFETY: the descriptor is valid as long as the row.
@@ -227,6 +255,8 @@ impl Row {
         self.get(self.column(name)?)
     }
 }
+
+const VARHDRSZ: usize = pg_sys::VARHDRSZ;
 
 fn first_row<T>(read: impl FnOnce(&Row) -> T) -> Option<T> {
     // SAFETY: SPI_tuptable and SPI_processed describe the statement that has just run.

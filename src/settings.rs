@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString};
 
+use pgrx::PostgresGucEnum;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys::{self, Oid};
 
@@ -14,6 +15,21 @@ pub static AUTO_INSTALL: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// The caller's `users.id` where no authentication service sets claims.
 pub static USER_ID: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// How transactions that write nothing but tokens commit.
+pub static CHUNK_COMMIT: GucSetting<ChunkCommit> =
+    GucSetting::<ChunkCommit>::new(ChunkCommit::Async);
+
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum ChunkCommit {
+    /// Without waiting for the disk.
+    Async,
+    /// As `synchronous_commit` says.
+    Sync,
+}
+
+/// Milliseconds between notices of one message; -1 for none.
+pub static NOTIFY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(20);
 
 /// Text crosses between Postgres and Rust as UTF-8.
 pub fn require_utf8() -> Result<(), Error> {
@@ -43,6 +59,24 @@ pub fn define() {
         &USER_ID,
         GucContext::Userset,
         GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"pg_conversation.chunk_commit",
+        c"How transactions that write nothing but tokens commit: async, or sync.",
+        c"sync is as synchronous_commit says. Ending a message is always synchronous.",
+        &CHUNK_COMMIT,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_conversation.notify_interval",
+        c"Least time between two notices of one message.",
+        c"-1 sends none.",
+        &NOTIFY_INTERVAL,
+        -1,
+        60_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
     );
     unsafe {
         // SAFETY: called from _PG_init; the name is a static C string.

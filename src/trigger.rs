@@ -56,6 +56,19 @@ impl TriggerRow {
         }
     }
 
+    /// The row that a DELETE is about to take away.
+    pub fn deleted(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<Self, Error> {
+        let data = data_of(call, pg_sys::TRIGGER_EVENT_DELETE, table)?;
+        // SAFETY: see data_of(); this is a trigger for each row.
+        unsafe {
+            if (*data).tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+                return Err(Error::NotATrigger);
+            }
+            let row = Row { tuple: (*data).tg_trigtuple, desc: (*(*data).tg_relation).rd_att };
+            Ok(Self { data, row, changes: Vec::new() })
+        }
+    }
+
     pub fn table(&self) -> Oid {
         // SAFETY: see new().
         unsafe { (*(*self.data).tg_relation).rd_id }
@@ -87,6 +100,11 @@ impl TriggerRow {
         } else {
             Err(Error::ColumnChanged(name.to_string_lossy().into_owned()))
         }
+    }
+
+    /// A value of a text column as it is stored.
+    pub fn text(&self, name: &CStr) -> Result<Option<Datum>, Error> {
+        Ok(self.row.raw(Self::column::<&str>(self.row, name)?))
     }
 
     pub fn get<T: FromDatum + IntoDatum>(&self, name: &CStr) -> Result<Option<T>, Error> {
@@ -128,6 +146,32 @@ impl TriggerRow {
         };
         Datum::from(tuple)
     }
+}
+
+/// The call of a trigger for this event on a table of ours.
+fn data_of(
+    call: pg_sys::FunctionCallInfo,
+    event: u32,
+    table: &CStr,
+) -> Result<*mut pg_sys::TriggerData, Error> {
+    // SAFETY: the context of a call by the trigger manager is a TriggerData.
+    unsafe {
+        if !pgrx::trigger_support::called_as_trigger(call) {
+            return Err(Error::NotATrigger);
+        }
+        let data = (*call).context.cast::<pg_sys::TriggerData>();
+        let is_ours = (*(*data).tg_relation).rd_id == plan::table(plan::home()?.schema, table)?;
+        if is_ours && (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == event {
+            Ok(data)
+        } else {
+            Err(Error::NotATrigger)
+        }
+    }
+}
+
+/// Makes sure that a trigger was called for an INSERT statement on a table of ours.
+pub fn inserted(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<(), Error> {
+    data_of(call, pg_sys::TRIGGER_EVENT_INSERT, table).map(|_| ())
 }
 
 c_function!(

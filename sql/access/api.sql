@@ -72,6 +72,7 @@ begin
             ('member', 'update (deleted_at, ' || conversation_columns || ')', 'conversations'),
             ('member', 'select', 'conversation_members'),
             ('member', 'select, insert (' || message_columns || ')', 'messages'),
+            ('member', 'select, insert (message_id, chunk_index, is_final, chunk_content)', 'message_chunks'),
             ('service', 'select, insert, update', 'tenants'),
             ('service', 'select, insert, update', 'users'),
             ('service', 'select, delete', 'conversations'),
@@ -83,6 +84,8 @@ begin
             ('service', 'select, delete, insert (' || message_columns || ')', 'messages'),
             ('service', 'update (status, content, parts, prompt_token_count, completion_token_count, '
                 'model_used, latency_ms, error, metadata, completed_at)', 'messages'),
+            ('service', 'select, delete, insert (message_id, chunk_index, is_final, chunk_content)',
+                'message_chunks'),
             ('service', 'select', 'schema_version')
         ) as p (profile, verbs, object)
         where p.profile = grant_access.profile

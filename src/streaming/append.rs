@@ -1,0 +1,312 @@
+//! New chunks: by function, and by plain INSERT or COPY.
+
+use std::cell::{Cell, RefCell};
+
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+use pgrx::Uuid;
+
+use super::chunks::{Chunks, View, same};
+use super::message::{Message, Status, is_restoring, now};
+use super::write::{self, NewChunk};
+use super::{commit, lock, notice, settle};
+use crate::access::{Level, require_privilege};
+use crate::error::Error;
+use crate::function::{argument, c_function, composite, raw_argument};
+use crate::owner::as_owner;
+use crate::plan::{Statement, arg};
+use crate::trigger::{self, TriggerRow};
+
+static START: Statement = Statement {
+    sql: "update @extschema@.messages \
+          set status = 'streaming', stream_started_at = pg_catalog.clock_timestamp() \
+          where id operator(pg_catalog.=) $1",
+    types: &[pg_sys::UUIDOID],
+};
+
+c_function!(
+    /// Adds a piece of text to a message.
+    append_chunk, pg_finfo_append_chunk, append_one
+);
+
+fn append_one(call: FunctionCallInfo) -> Result<Datum, Error> {
+    let content = raw_argument(call, 1).ok_or(Error::Missing("content"))?;
+    append(call, &[content])
+}
+
+c_function!(
+    /// Adds several pieces of text to a message.
+    append_chunks, pg_finfo_append_chunks, append_many
+);
+
+fn append_many(call: FunctionCallInfo) -> Result<Datum, Error> {
+    let contents = raw_argument(call, 1).ok_or(Error::Missing("contents"))?;
+    // SAFETY: a text[]; its elements live as long as the argument.
+    let contents = unsafe {
+        let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        let array = pg_sys::pg_detoast_datum(contents.cast_mut_ptr()).cast();
+        let (text, int) = (pg_sys::TEXTOID, pg_sys::TYPALIGN_INT as std::ffi::c_char);
+        let (elements, nulls, count) =
+            (&mut elements, &mut nulls, &mut count);
+        pg_sys::deconstruct_array(array, text, -1, false, int, elements, nulls, count);
+        if *count == 0 {
+            &[]
+        } else {
+            let count = *count as usize;
+            if std::slice::from_raw_parts(*nulls, count).contains(&true) {
+                return Err(Error::Missing("contents"));
+            }
+            std::slice::from_raw_parts(*elements, count)
+        }
+    };
+    append(call, contents)
+}
+
+/// What both functions answer.
+struct Answer {
+    next: i32,
+    stop: bool,
+}
+
+fn append(call: FunctionCallInfo, contents: &[Datum]) -> Result<Datum, Error> {
+    // SAFETY: declared as (uuid, ..., integer, boolean).
+    let (message, first, is_final) =
+        unsafe { (argument(call, 0), argument::<i32>(call, 2), argument(call, 3)) };
+    let message: Uuid = message.ok_or(Error::Missing("message_id"))?;
+    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    let answer = commit::tokens(|| {
+        add(message, contents, first, is_final.unwrap_or(false))
+    })?;
+    Ok(composite(call, &mut [answer.next.into(), answer.stop.into()]))
+}
+
+fn add(
+    id: Uuid,
+    contents: &[Datum],
+    first: Option<i32>,
+    is_final: bool,
+) -> Result<Answer, Error> {
+    let message = claim(id)?;
+    let chunks = Chunks::open(pg_sys::RowExclusiveLock as pg_sys::LOCKMODE)?;
+    let last = chunks.last(id, View::Instant);
+    let end = last.as_ref().map_or(0, |last| last.index + 1);
+    if message.status == Status::Stopped {
+        return Ok(Answer { next: end, stop: true });
+    }
+    let window = Window::place(id, contents, first.unwrap_or(end), is_final)?;
+    if !message.is_open() && (first.is_none() || window.end > end || contents.is_empty()) {
+        return Err(Error::NotStreaming { message: id, status: message.status.name() });
+    }
+    if window.start > end {
+        return Err(Error::OutOfOrder { message: id, got: window.start, expected: end });
+    }
+    let is_ended = last.is_some_and(|last| last.is_final);
+    if window.end > end && is_ended || is_final && window.end < end {
+        return Err(Error::NotTheLast { message: id, last: end - 1 });
+    }
+    let new = window.without_known(&chunks, end)?;
+    if !message.is_open() {
+        return if new.is_empty() {
+            Ok(Answer { next: end, stop: false })
+        } else {
+            Err(Error::NotStreaming { message: id, status: message.status.name() })
+        };
+    }
+    start(&message)?;
+    write::insert(&chunks, id, &new)?;
+    if is_final || is_ended {
+        settle::complete(&message, &chunks)?;
+    } else if !new.is_empty() {
+        commit::touch(id);
+        notice::of_chunks(message.conversation, id);
+    }
+    Ok(Answer { next: end.max(window.end), stop: false })
+}
+
+/// Locks the message and finds out what state it is in, for somebody who may write in it.
+fn claim(id: Uuid) -> Result<Message, Error> {
+    lock::message(id)?;
+    now(|| {
+        let message = Message::find(id)?.ok_or(Error::NoSuchMessage(id))?;
+        message.require(Level::Write)?;
+        Ok(message)
+    })
+}
+
+/// The first chunk of a message that was only announced makes it a stream.
+fn start(message: &Message) -> Result<(), Error> {
+    if message.status != Status::Streaming {
+        as_owner(&[c"messages"], || START.run(&[arg(message.id)], |_| ()))?;
+    }
+    Ok(())
+}
+
+/// Pieces of text and the places they are meant for.
+struct Window<'a> {
+    message: Uuid,
+    contents: &'a [Datum],
+    start: i32,
+    /// The index after the last of them.
+    end: i32,
+    is_final: bool,
+}
+
+impl<'a> Window<'a> {
+    fn place(
+        message: Uuid,
+        contents: &'a [Datum],
+        start: i32,
+        is_final: bool,
+    ) -> Result<Self, Error> {
+        let end = i32::try_from(contents.len()).ok().and_then(|count| start.checked_add(count));
+        match end {
+            Some(end) if start >= 0 => Ok(Self { message, contents, start, end, is_final }),
+            _ => Err(Error::BadIndex(start)),
+        }
+    }
+
+    /// What is not there yet; what is there must be the same. `end` is the index after the last
+    /// chunk of the message.
+    fn without_known(&self, chunks: &Chunks, end: i32) -> Result<Vec<NewChunk>, Error> {
+        let pieces = self.contents.iter().enumerate().map(|(n, content)| {
+            let index = self.start + n as i32;
+            NewChunk { index, content: *content, is_final: self.is_final && index + 1 == self.end }
+        });
+        if self.start >= end {
+            return Ok(pieces.collect());
+        }
+        let mut scan = chunks.from(self.message, self.start, View::Instant);
+        let mut known = scan.next();
+        let mut new = Vec::new();
+        for piece in pieces {
+            match &known {
+                Some(chunk) if chunk.index == piece.index => {
+                    if !same(chunk.content, piece.content) {
+                        let (message, index) = (self.message, piece.index);
+                        return Err(Error::ChunkDiffers { message, index });
+                    }
+                    known = scan.next();
+                }
+                _ => new.push(piece),
+            }
+        }
+        Ok(new)
+    }
+}
+
+/// What the rows of one INSERT statement share.
+#[derive(Clone, Copy)]
+struct Insertion {
+    command: (pg_sys::CommandId, pg_sys::SubTransactionId),
+    message: Message,
+    /// The last chunk so far.
+    last: Option<(i32, bool)>,
+}
+
+thread_local! {
+    static CLAIMED: Cell<Option<Insertion>> = const { Cell::new(None) };
+    /// Messages that may be whole once the running statement is through.
+    static ENDING: RefCell<Vec<Uuid>> = const { RefCell::new(Vec::new()) };
+}
+
+/// At the end of a transaction.
+pub fn forget() {
+    CLAIMED.set(None);
+    ENDING.with_borrow_mut(Vec::clear);
+    write::forget();
+}
+
+fn command() -> (pg_sys::CommandId, pg_sys::SubTransactionId) {
+    // SAFETY: reads backend-local state.
+    unsafe { (pg_sys::GetCurrentCommandId(false), pg_sys::GetCurrentSubTransactionId()) }
+}
+
+c_function!(
+    /// Refuses chunks of messages that do not exist or are finished; numbers those without an index.
+    place_chunk, pg_finfo_place_chunk, place
+);
+
+fn place(call: FunctionCallInfo) -> Result<Datum, Error> {
+    let mut row = TriggerRow::of(call, c"message_chunks")?;
+    let id = row.get::<Uuid>(c"message_id")?.ok_or(Error::Missing("message_id"))?;
+    if write::is_checked(id) || is_restoring(row.table()) {
+        return Ok(row.finish());
+    }
+    let known = CLAIMED.get().filter(|known| known.command == command() && known.message.id == id);
+    let chunks = Chunks::read()?;
+    let mut statement = match known {
+        Some(known) => known,
+        None => {
+            let message = claim(id)?;
+            let last = chunks.last(id, View::Instant).map(|last| (last.index, last.is_final));
+            Insertion { command: command(), message, last }
+        }
+    };
+    let message = statement.message;
+    let end = statement.last.map_or(0, |(index, _)| index + 1);
+    let index = row.get::<i32>(c"chunk_index")?.unwrap_or(end);
+    if index < 0 || index == i32::MAX {
+        return Err(Error::BadIndex(index));
+    }
+    if !message.is_open() {
+        // What is sent again is left to the primary key, or to ON CONFLICT.
+        let content = row.text(c"chunk_content")?;
+        let chunk = chunks.from(id, index, View::Instant).next();
+        let is_known = chunk.zip(content).is_some_and(|(chunk, content)| {
+            chunk.index == index && same(chunk.content, content)
+        });
+        return if is_known {
+            Ok(row.finish())
+        } else {
+            Err(Error::NotStreaming { message: id, status: message.status.name() })
+        };
+    }
+    let is_final = row.get::<bool>(c"is_final")?.unwrap_or(false);
+    let is_ended = statement.last.is_some_and(|(_, is_final)| is_final);
+    if is_ended && index >= end || is_final && index + 1 < end {
+        return Err(Error::NotTheLast { message: id, last: end - 1 });
+    }
+    if known.is_none() {
+        start(&message)?;
+        commit::touch(id);
+        notice::of_chunks(message.conversation, id);
+    }
+    if is_final || is_ended {
+        ENDING.with_borrow_mut(|ending| {
+            if ending.last() != Some(&id) {
+                ending.push(id);
+            }
+        });
+    }
+    row.set(c"chunk_index", index)?;
+    if index >= end {
+        statement.last = Some((index, is_final));
+    }
+    // Starting the stream was a command of its own.
+    statement.command = command();
+    CLAIMED.set(Some(statement));
+    Ok(row.finish())
+}
+
+c_function!(
+    /// Completes messages whose final chunk and all before it are there.
+    complete_streams,
+    pg_finfo_complete_streams,
+    complete
+);
+
+fn complete(call: FunctionCallInfo) -> Result<Datum, Error> {
+    trigger::inserted(call, c"message_chunks")?;
+    let ending = ENDING.take();
+    if !ending.is_empty() {
+        let chunks = Chunks::read()?;
+        for id in ending {
+            // One that is gone or has ended meanwhile needs nothing.
+            if let Some(message) = Message::find_latest(id)?
+                && message.is_open()
+            {
+                settle::complete(&message, &chunks)?;
+            }
+        }
+    }
+    Ok(Datum::null())
+}

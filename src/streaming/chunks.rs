@@ -1,0 +1,364 @@
+//! Chunk rows, read straight from their index in order.
+//!
+//! No privilege and no policy is looked at here: callers have asked who may read the message.
+
+use std::cell::Cell;
+
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::{IntoDatum, Uuid};
+
+use crate::error::Error;
+use crate::plan::{self, READ_LOCK, Row};
+
+/// Column numbers of the table, and the index that has the chunks in order.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub table: Oid,
+    pub index: Oid,
+    pub message: i32,
+    pub number: i32,
+    pub is_final: i32,
+    pub content: i32,
+    pub created: i32,
+}
+
+thread_local! {
+    static LAYOUT: Cell<Option<(u64, Layout)>> = const { Cell::new(None) };
+}
+
+impl Layout {
+    /// Of the open and locked table.
+    fn of(relation: pg_sys::Relation, schema: Oid) -> Result<Self, Error> {
+        if let Some((generation, layout)) = LAYOUT.get()
+            // SAFETY: an open relation.
+            && layout.table == unsafe { (*relation).rd_id }
+            && generation == plan::generation()
+        {
+            return Ok(layout);
+        }
+        // SAFETY: an open relation and its descriptor; look-ups by name.
+        let layout = unsafe {
+            let desc = (*relation).rd_att;
+            let column = |name: &std::ffi::CStr, of_type: Oid| {
+                let n = pg_sys::SPI_fnumber(desc, name.as_ptr());
+                if n > 0 && pg_sys::SPI_gettypeid(desc, n) == of_type {
+                    Ok(n)
+                } else {
+                    Err(Error::ColumnChanged(name.to_string_lossy().into_owned()))
+                }
+            };
+            Self {
+                table: (*relation).rd_id,
+                index: crate::lookup::unique_index(c"message_chunks_pkey", schema, (*relation).rd_id)
+                    .ok_or(Error::NotInstalled)?,
+                message: column(c"message_id", pg_sys::UUIDOID)?,
+                number: column(c"chunk_index", pg_sys::INT4OID)?,
+                is_final: column(c"is_final", pg_sys::BOOLOID)?,
+                content: column(c"chunk_content", pg_sys::TEXTOID)?,
+                created: column(c"created_at", pg_sys::TIMESTAMPTZOID)?,
+            }
+        };
+        LAYOUT.set(Some((plan::generation(), layout)));
+        Ok(layout)
+    }
+}
+
+/// The open table.
+pub struct Chunks {
+    pub relation: pg_sys::Relation,
+    pub layout: Layout,
+    lock: pg_sys::LOCKMODE,
+}
+
+impl Chunks {
+    pub fn open(lock: pg_sys::LOCKMODE) -> Result<Self, Error> {
+        let schema = plan::home()?.schema;
+        let relation = plan::open_for(plan::table(schema, c"message_chunks")?, lock)?;
+        Ok(Self { relation, layout: Layout::of(relation, schema)?, lock })
+    }
+
+    pub fn read() -> Result<Self, Error> {
+        Self::open(READ_LOCK)
+    }
+
+    pub fn table(&self) -> Oid {
+        self.layout.table
+    }
+
+    /// Chunks of a message from an index on.
+    pub fn from(&self, message: Uuid, index: i32, view: View) -> Scan<'_> {
+        Scan::begin(self, &[(self.layout.message, EQUAL, pg_sys::F_UUID_EQ, arg(message)),
+            (self.layout.number, GREATER_EQUAL, pg_sys::F_INT4GE, arg(index))], view, FORWARD)
+    }
+
+    /// The last chunk of a message.
+    pub fn last(&self, message: Uuid, view: View) -> Option<Chunk> {
+        let key = [(self.layout.message, EQUAL, pg_sys::F_UUID_EQ, arg(message))];
+        Scan::begin(self, &key, view, BACKWARD).next()
+    }
+
+    /// The first message after this one that has chunks.
+    pub fn next_message(&self, after: Option<Uuid>, view: View) -> Option<Uuid> {
+        let after = after.unwrap_or(Uuid::from_bytes([0; 16]));
+        let key = [(self.layout.message, GREATER, pg_sys::F_UUID_GT, arg(after))];
+        let mut scan = Scan::begin(self, &key, view, FORWARD);
+        scan.next_row()?.get(self.layout.message)
+    }
+
+    /// Runs `read` for each chunk from the first to the last before a gap.
+    pub fn prefix(
+        &self,
+        message: Uuid,
+        view: View,
+        mut read: impl FnMut(&Chunk),
+    ) -> Result<Prefix, Error> {
+        let mut prefix = Prefix { next: 0, is_final: false };
+        let mut scan = self.from(message, 0, view);
+        while let Some(chunk) = scan.next() {
+            if chunk.index != prefix.next || prefix.is_final {
+                break;
+            }
+            read(&chunk);
+            prefix = Prefix { next: chunk.index + 1, is_final: chunk.is_final };
+            if prefix.next % 1024 == 0 {
+                pgrx::check_for_interrupts!();
+            }
+        }
+        Ok(prefix)
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // What was written stays locked to the end of the transaction.
+            let lock = if self.lock == READ_LOCK { READ_LOCK } else { pg_sys::NoLock as i32 };
+            // SAFETY: opened in open(); an ERROR closes it.
+            unsafe { pg_sys::table_close(self.relation, lock) }
+        }
+    }
+}
+
+/// The chunks of a message up to the first gap.
+pub struct Prefix {
+    /// The index that follows them.
+    pub next: i32,
+    /// Whether the last of them is final.
+    pub is_final: bool,
+}
+
+/// Which rows a scan sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// Those of the running command.
+    Command,
+    /// All that is committed and all of this transaction's own: the truth for whoever holds the
+    /// message's lock, since nobody else adds rows meanwhile.
+    Instant,
+}
+
+pub struct Chunk {
+    pub index: i32,
+    /// Text as it is stored; it lives until the next chunk is read.
+    pub content: Datum,
+    pub is_final: bool,
+    pub created: i64,
+}
+
+pub struct Scan<'a> {
+    chunks: &'a Chunks,
+    index: pg_sys::Relation,
+    scan: pg_sys::SysScanDesc,
+    direction: pg_sys::ScanDirection::Type,
+}
+
+type Key = (i32, u32, u32, Datum);
+
+const EQUAL: u32 = pg_sys::BTEqualStrategyNumber;
+const GREATER: u32 = pg_sys::BTGreaterStrategyNumber;
+const GREATER_EQUAL: u32 = pg_sys::BTGreaterEqualStrategyNumber;
+const FORWARD: pg_sys::ScanDirection::Type = pg_sys::ScanDirection::ForwardScanDirection;
+const BACKWARD: pg_sys::ScanDirection::Type = pg_sys::ScanDirection::BackwardScanDirection;
+
+fn arg<T: IntoDatum>(value: T) -> Datum {
+    value.into_datum().unwrap_or(Datum::from(0))
+}
+
+impl<'a> Scan<'a> {
+    fn begin(
+        chunks: &'a Chunks,
+        keys: &[Key],
+        view: View,
+        direction: pg_sys::ScanDirection::Type,
+    ) -> Self {
+        let mut scan_keys = [pg_sys::ScanKeyData::default(); 2];
+        // SAFETY: the index is one of the table, which is open; keys are compared by the functions
+        // of their types. An ERROR closes all of it.
+        unsafe {
+            for (scan_key, (column, strategy, function, value)) in scan_keys.iter_mut().zip(keys) {
+                pg_sys::ScanKeyEntryInitialize(
+                    scan_key,
+                    0,
+                    *column as pg_sys::AttrNumber,
+                    *strategy as pg_sys::StrategyNumber,
+                    Oid::INVALID,
+                    Oid::INVALID,
+                    Oid::from(*function),
+                    *value,
+                );
+            }
+            let index = pg_sys::index_open(chunks.layout.index, READ_LOCK);
+            let snapshot = match view {
+                View::Instant => &raw mut pg_sys::SnapshotSelfData,
+                View::Command => pg_sys::GetActiveSnapshot(),
+            };
+            let scan = pg_sys::systable_beginscan_ordered(
+                chunks.relation,
+                index,
+                snapshot,
+                keys.len() as i32,
+                scan_keys.as_mut_ptr(),
+            );
+            Self { chunks, index, scan, direction }
+        }
+    }
+
+    fn next_row(&mut self) -> Option<Row> {
+        // SAFETY: the scan is open; a row lives until the next one is read.
+        unsafe {
+            let tuple = pg_sys::systable_getnext_ordered(self.scan, self.direction);
+            let desc = (*self.chunks.relation).rd_att;
+            (!tuple.is_null()).then_some(Row { tuple, desc })
+        }
+    }
+
+    pub fn next(&mut self) -> Option<Chunk> {
+        let row = self.next_row()?;
+        let layout = &self.chunks.layout;
+        Some(Chunk {
+            index: row.raw(layout.number)?.value() as i32,
+            content: row.raw(layout.content)?,
+            is_final: row.raw(layout.is_final)?.value() & 1 == 1,
+            created: row.raw(layout.created)?.value() as i64,
+        })
+    }
+}
+
+impl Drop for Scan<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened in begin(); an ERROR closes both.
+            unsafe {
+                pg_sys::systable_endscan_ordered(self.scan);
+                pg_sys::index_close(self.index, READ_LOCK);
+            }
+        }
+    }
+}
+
+/// A text as the bytes it stands for.
+pub struct Text {
+    plain: *mut pg_sys::varlena,
+    is_copy: bool,
+}
+
+impl Text {
+    pub fn of(stored: Datum) -> Self {
+        // SAFETY: a text; what is compressed or stored elsewhere is fetched into memory of ours.
+        unsafe {
+            let stored = stored.cast_mut_ptr::<pg_sys::varlena>();
+            let plain = pg_sys::pg_detoast_datum_packed(stored);
+            Self { plain, is_copy: plain != stored }
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: in memory, neither compressed nor stored elsewhere.
+        unsafe {
+            let start = pgrx::varlena::vardata_any(self.plain).cast::<u8>();
+            std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(self.plain))
+        }
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        if self.is_copy && !std::thread::panicking() {
+            // SAFETY: the copy is ours.
+            unsafe { pg_sys::pfree(self.plain.cast()) }
+        }
+    }
+}
+
+/// A text that grows in one piece of Postgres' memory. A large piece is moved by the system without
+/// copying, so a long text is never there twice.
+pub struct Builder {
+    start: *mut u8,
+    length: usize,
+    room: usize,
+}
+
+const HEADER: usize = pg_sys::VARHDRSZ;
+
+impl Builder {
+    pub fn new() -> Self {
+        let room = 8192;
+        // SAFETY: memory of the current context.
+        let start = unsafe { pg_sys::palloc(room) }.cast();
+        Self { start, length: HEADER, room }
+    }
+
+    pub fn push(&mut self, stored: Datum) -> Result<(), Error> {
+        let text = Text::of(stored);
+        let bytes = text.bytes();
+        if self.length + bytes.len() > self.room {
+            let limit = 0x3fff_ffff; // MaxAllocSize, a macro of C.
+            let room = (self.length + bytes.len()).max((self.room * 3 / 2).min(limit));
+            if room > limit {
+                return Err(Error::TextTooLarge);
+            }
+            // SAFETY: the piece allocated before.
+            self.start = unsafe { pg_sys::repalloc(self.start.cast(), room) }.cast();
+            self.room = room;
+        }
+        // SAFETY: there is room for them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(self.length), bytes.len());
+        }
+        self.length += bytes.len();
+        Ok(())
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: what was written.
+        unsafe { std::slice::from_raw_parts(self.start.add(HEADER), self.length - HEADER) }
+    }
+
+    pub fn truncate(&mut self, bytes: usize) {
+        self.length = self.length.min(HEADER + bytes);
+    }
+
+    pub fn into_text(self) -> Datum {
+        // SAFETY: a text of this length.
+        unsafe { pgrx::varlena::set_varsize_4b(self.start.cast(), self.length as i32) };
+        Datum::from(self.start)
+    }
+}
+
+/// The text of a message as far as its chunks go without a gap.
+pub fn assemble(chunks: &Chunks, message: Uuid, view: View) -> Result<(Builder, Prefix), Error> {
+    let mut text = Builder::new();
+    let mut outcome = Ok(());
+    let prefix = chunks.prefix(message, view, |chunk| {
+        if outcome.is_ok() {
+            outcome = text.push(chunk.content);
+        }
+    })?;
+    outcome.map(|()| (text, prefix))
+}
+
+/// Whether a stored text is the given one.
+pub fn same(stored: Datum, given: Datum) -> bool {
+    Text::of(stored).bytes() == Text::of(given).bytes()
+}
+

@@ -1,0 +1,180 @@
+//! Locks of messages, and locks that only say who is there.
+//!
+//! All are advisory locks of a kind of their own (`objsubid` in `pg_locks`), so they cost no row
+//! version, are released by the end of the transaction, whatever end that is, and deadlocks between
+//! them are found.
+
+use std::cell::Cell;
+
+use pgrx::Uuid;
+use pgrx::pg_sys::{self, LOCKMODE, LOCKTAG};
+
+use crate::error::Error;
+use crate::owner::as_owner;
+use crate::plan::{Statement, arg};
+
+/// Held by whoever adds chunks to a message or ends it.
+const MESSAGE: u16 = 101;
+/// Shared by those who wait for chunks of a message.
+const WAITER: u16 = 102;
+/// Shared by those who listen to conversations.
+const LISTENER: u16 = 103;
+
+const EXCLUSIVE: LOCKMODE = pg_sys::ExclusiveLock as LOCKMODE;
+const SHARE: LOCKMODE = pg_sys::ShareLock as LOCKMODE;
+
+/// The lock table of a server has room for some thousands. A transaction that writes to more
+/// messages than this locks the rows of the rest, as ending a message does, too.
+const MOST_LOCKS: usize = 1000;
+
+static LOCK_ROW: Statement = Statement {
+    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 \
+          for no key update",
+    types: &[pg_sys::UUIDOID],
+};
+
+thread_local! {
+    /// Locks of messages taken in this transaction.
+    static TAKEN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// At the end of a transaction.
+pub fn forget() {
+    TAKEN.set(0);
+}
+
+/// Waits until nobody else writes to the message.
+pub fn message(id: Uuid) -> Result<(), Error> {
+    if TAKEN.get() >= MOST_LOCKS {
+        as_owner(&[c"messages"], || LOCK_ROW.run(&[arg(id)], |_| ()))?;
+        return Ok(());
+    }
+    take(MESSAGE, id, false);
+    Ok(())
+}
+
+/// The same without waiting: whether the message is free, and this transaction may lock more.
+pub fn message_if_free(id: Uuid) -> bool {
+    TAKEN.get() < MOST_LOCKS && take(MESSAGE, id, true)
+}
+
+fn take(kind: u16, id: Uuid, dont_wait: bool) -> bool {
+    // SAFETY: a valid tag; the lock ends with the transaction.
+    let answer = unsafe { pg_sys::LockAcquire(&tag(kind, id), EXCLUSIVE, false, dont_wait) };
+    if answer == pg_sys::LockAcquireResult::LOCKACQUIRE_OK {
+        TAKEN.set(TAKEN.get() + 1);
+    }
+    answer != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+}
+
+/// Says, as long as it lives, that somebody waits for chunks of a message.
+pub struct Waiting(LOCKTAG);
+
+impl Waiting {
+    pub fn begin(message: Uuid) -> Self {
+        let tag = tag(WAITER, message);
+        // SAFETY: nobody takes this lock but shared, so it is free. An ERROR releases it.
+        unsafe { pg_sys::LockAcquire(&tag, SHARE, false, false) };
+        Self(tag)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: taken in begin().
+            unsafe { pg_sys::LockRelease(&self.0, SHARE, false) };
+        }
+    }
+}
+
+/// Wakes those who wait for chunks of a message. They must be able to see the news by now.
+pub fn wake(message: Uuid) {
+    let tag = tag(WAITER, message);
+    holders(&tag, |process| {
+        // SAFETY: a process slot of shared memory, which never goes away. Should it have a new
+        // tenant, he looks around and goes on sleeping.
+        unsafe { pg_sys::SetLatch(&mut (*process).procLatch) }
+    });
+}
+
+/// One lock stands for many conversations, so that a session can listen to any number of them.
+fn listener_tag(conversation: Uuid) -> LOCKTAG {
+    let mut bucket = [0; 16];
+    bucket[15] = conversation.as_bytes()[15];
+    tag(LISTENER, Uuid::from_bytes(bucket))
+}
+
+/// To the end of the session, or until it discards what it holds.
+pub fn listen(conversation: Uuid) {
+    // SAFETY: see Waiting::begin().
+    unsafe { pg_sys::LockAcquire(&listener_tag(conversation), SHARE, true, false) };
+}
+
+/// Ends one `listen`; whether there was one.
+pub fn unlisten(conversation: Uuid) -> bool {
+    let tag = listener_tag(conversation);
+    // SAFETY: what is not held is not released, for that would raise a warning.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let held = pg_sys::LockHeldByMe(&tag, SHARE);
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        let held = pg_sys::LockHeldByMe(&tag, SHARE, false);
+        held && pg_sys::LockRelease(&tag, SHARE, true)
+    }
+}
+
+/// Whether another session listens to the conversation, or to one that shares its lock.
+pub fn has_listeners(conversation: Uuid) -> bool {
+    let mut found = false;
+    holders(&listener_tag(conversation), |_| found = true);
+    found
+}
+
+fn holders(tag: &LOCKTAG, mut each: impl FnMut(*mut pg_sys::PGPROC)) {
+    // SAFETY: reads the lock table under its own locks. The array is ours to free; its entries
+    // name processes that may be gone by now, which the look-up tells.
+    unsafe {
+        let mut count = 0;
+        let found = pg_sys::GetLockConflicts(tag, EXCLUSIVE, &mut count);
+        for n in 0..count.max(0) as usize {
+            let process = process(*found.add(n));
+            if !process.is_null() {
+                each(process);
+            }
+        }
+        pg_sys::pfree(found.cast());
+    }
+}
+
+unsafe fn process(of: pg_sys::VirtualTransactionId) -> *mut pg_sys::PGPROC {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    return unsafe { pg_sys::BackendIdGetProc(of.backendId) };
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    return unsafe { pg_sys::ProcNumberGetProc(of.procNumber) };
+}
+
+/// Two messages whose ids fall together wait for each other, and that is all.
+fn tag(kind: u16, id: Uuid) -> LOCKTAG {
+    let (high, low) = u128::from_be_bytes(*id.as_bytes()).split();
+    let key = high ^ low;
+    LOCKTAG {
+        // SAFETY: a constant of the backend.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: (key >> 32) as u32,
+        locktag_field3: key as u32,
+        locktag_field4: kind,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    }
+}
+
+trait Halves {
+    fn split(self) -> (u64, u64);
+}
+
+impl Halves for u128 {
+    fn split(self) -> (u64, u64) {
+        ((self >> 64) as u64, self as u64)
+    }
+}

@@ -1,0 +1,191 @@
+//! The message that a stream belongs to, and who may do what with it.
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
+use pgrx::Uuid;
+
+use crate::access::{Level, is_restricted, level_in};
+use crate::error::Error;
+use crate::function::{argument, c_function};
+use crate::identity::{self, person};
+use crate::lookup::{self, by_id};
+use crate::plan::{self, Row};
+use crate::view::{View, still_holds};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Pending,
+    Streaming,
+    Completed,
+    Stopped,
+    Failed,
+    Interrupted,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Streaming => "streaming",
+            Status::Completed => "completed",
+            Status::Stopped => "stopped",
+            Status::Failed => "failed",
+            Status::Interrupted => "interrupted",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        use Status::*;
+        let all = [Pending, Streaming, Completed, Stopped, Failed, Interrupted];
+        all.into_iter().find(|status| status.name() == name)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Message {
+    pub id: Uuid,
+    pub conversation: Uuid,
+    pub status: Status,
+    /// Whether it has no text and was never finished: older clients insert an empty message, whose
+    /// status is completed like that of any other, and stream into it.
+    pub is_blank: bool,
+}
+
+impl Message {
+    /// Whether chunks may be added.
+    pub fn is_open(&self) -> bool {
+        match self.status {
+            Status::Pending | Status::Streaming => true,
+            Status::Completed => self.is_blank,
+            Status::Stopped | Status::Failed | Status::Interrupted => false,
+        }
+    }
+
+    /// As the running command sees it.
+    pub fn find(id: Uuid) -> Result<Option<Self>, Error> {
+        let found = lookup::find(c"messages", c"messages_pkey", &by_id(c"id", id)?, Self::of)?;
+        found.flatten().transpose()
+    }
+
+    /// As it is now, for whoever has just got its lock.
+    pub fn find_latest(id: Uuid) -> Result<Option<Self>, Error> {
+        now(|| Self::find(id))
+    }
+
+    fn of(row: &Row) -> Option<Result<Self, Error>> {
+        Some(Ok(Self {
+            id: row.named(c"id")?,
+            conversation: row.named(c"conversation_id")?,
+            status: match status_of(row) {
+                Some(status) => status,
+                None => return Some(Err(Error::ColumnChanged("status".into()))),
+            },
+            is_blank: row.is_empty_text(c"content") && row.is_null(c"completed_at"),
+        }))
+    }
+
+    /// Refuses those who may not have this level, in the words for a message that does not exist.
+    pub fn require(&self, level: Level) -> Result<(), Error> {
+        if self.allows(level)? { Ok(()) } else { Err(Error::NoSuchMessage(self.id)) }
+    }
+
+    pub fn allows(&self, level: Level) -> Result<bool, Error> {
+        if !is_restricted(table(c"messages")?) {
+            return Ok(true);
+        }
+        Ok(match person()? {
+            Some(person) => level_in(self.conversation, &person)? >= level,
+            None => false,
+        })
+    }
+}
+
+/// The label of the enum value in the column of that name.
+fn status_of(row: &Row) -> Option<Status> {
+    let value = row.raw(row.column(c"status")?)?;
+    // SAFETY: a look-up by what may be any number, released on the spot; a label is a C string.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::ENUMOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, value);
+        if tuple.is_null() {
+            return None;
+        }
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_enum>();
+        let label = CStr::from_ptr(form.enumlabel.data.as_ptr());
+        let status = label.to_str().ok().and_then(Status::parse);
+        pg_sys::ReleaseSysCache(tuple);
+        status
+    }
+}
+
+pub fn table(name: &CStr) -> Result<Oid, Error> {
+    plan::table(plan::home()?.schema, name)
+}
+
+/// Runs `work` in a snapshot taken now, not when the statement or the transaction began.
+pub fn now<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    // SAFETY: popped below; after an ERROR the abort pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let result = work();
+    // SAFETY: the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
+/// Whether a dump is being loaded, whose rows stay as they were: pg_dump turns `row_security` off,
+/// which nobody does who is bound by it.
+pub fn is_restoring(table: Oid) -> bool {
+    // SAFETY: reads a setting.
+    let row_security = unsafe { pg_sys::row_security };
+    !row_security && !is_restricted(table)
+}
+
+c_function!(
+    /// Whether a user has a level of access to the conversation of a message: what policies on
+    /// chunks ask for every row.
+    has_message_access,
+    pg_finfo_has_message_access,
+    access
+);
+
+thread_local! {
+    /// The last answer: rows of one message come together.
+    static KNOWN: RefCell<Option<(View, Uuid, Uuid, Level)>> = const { RefCell::new(None) };
+}
+
+fn access(call: FunctionCallInfo) -> Result<Datum, Error> {
+    // SAFETY: declared as (uuid, uuid, text).
+    let (message, user, wanted) =
+        unsafe { (argument(call, 0), argument(call, 1), argument::<&str>(call, 2)) };
+    let (Some(message), Some(user), Some(wanted)) = (message, user, wanted) else {
+        return Ok(false.into());
+    };
+    let wanted = Level::parse(wanted)?;
+    Ok((level_of(message, user)? >= wanted).into())
+}
+
+fn level_of(message: Uuid, user: Uuid) -> Result<Level, Error> {
+    let view = View::now();
+    let known = KNOWN.with_borrow(|known| match known {
+        Some((of, id, person, level)) if (*id, *person) == (message, user) => {
+            still_holds(Some(*of), view).then_some(*level)
+        }
+        _ => None,
+    });
+    if let Some(level) = known {
+        return Ok(level);
+    }
+    let Some(person) = identity::person()?.filter(|person| person.id == user) else {
+        return Ok(Level::None);
+    };
+    let level = match Message::find(message)? {
+        Some(message) => level_in(message.conversation, &person)?,
+        None => Level::None,
+    };
+    if let Some(view) = view {
+        KNOWN.set(Some((view, message, user, level)));
+    }
+    Ok(level)
+}

@@ -1,0 +1,19 @@
+//! Token streaming: a message is a state machine, its text grows by rows that are only ever added.
+//!
+//! `append` adds them, `settle` ends a message and puts its text together, `read` follows one,
+//! `upkeep` takes care of what was left behind. Whoever adds to a message or ends it holds its lock
+//! (`lock`) to the end of the transaction; what happens at that end is in `commit`.
+
+mod append;
+mod begin;
+mod chunks;
+mod commit;
+mod lock;
+mod message;
+mod notice;
+mod read;
+mod settle;
+mod upkeep;
+mod write;
+
+pub use commit::watch_transactions;

@@ -1,0 +1,199 @@
+//! What producers leave behind: streams that nobody goes on with, chunks that are not needed any
+//! more, and chunks whose message is gone.
+
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+use pgrx::{IntoDatum, Uuid};
+
+use super::chunks::{Chunks, View};
+use super::message::{Message, Status, now, table};
+use super::{commit, lock, notice, settle};
+use crate::access::{Level, is_restricted, require_privilege};
+use crate::error::Error;
+use crate::function::{argument, c_function, raw_argument};
+use crate::owner::as_owner;
+use crate::plan::{Arg, Statement, arg};
+use crate::trigger::TriggerRow;
+
+/// Streams whose last sign of life is older, the oldest first. With an id, only that one.
+static STALLED: Statement = Statement {
+    sql: "select pg_catalog.array_agg(s.id) from ( \
+              select m.id from @extschema@.messages m \
+              left join lateral ( \
+                  select c.created_at from @extschema@.message_chunks c \
+                  where c.message_id operator(pg_catalog.=) m.id \
+                  order by c.chunk_index desc limit 1 \
+              ) l on true \
+              where m.status operator(pg_catalog.=) 'streaming' \
+              and greatest(m.created_at, m.stream_started_at, l.created_at) operator(pg_catalog.<) \
+                  (pg_catalog.clock_timestamp() operator(pg_catalog.-) $1) \
+              and ($3 is null or m.id operator(pg_catalog.=) $3) \
+              order by m.created_at limit $2) s",
+    types: &[pg_sys::INTERVALOID, pg_sys::INT4OID, pg_sys::UUIDOID],
+};
+
+/// Whether a message ended longer ago. Who was interrupted has a day to come back.
+static IS_OVER: Statement = Statement {
+    sql: "select coalesce(m.completed_at, $3) operator(pg_catalog.<) \
+              (pg_catalog.clock_timestamp() operator(pg_catalog.-) \
+               case when m.status operator(pg_catalog.=) 'interrupted' \
+                    then greatest($2, interval '1 day') else $2 end) \
+          from @extschema@.messages m where m.id operator(pg_catalog.=) $1",
+    types: &[pg_sys::UUIDOID, pg_sys::INTERVALOID, pg_sys::TIMESTAMPTZOID],
+};
+
+/// Locks taken in one call are held until it commits.
+const MOST_AT_ONCE: i32 = 1000;
+
+c_function!(
+    /// Marks streams without a new chunk as interrupted.
+    recover_stalled_messages,
+    pg_finfo_recover_stalled_messages,
+    recover
+);
+
+fn recover(call: FunctionCallInfo) -> Result<Datum, Error> {
+    require_upkeep()?;
+    let idle = raw_argument(call, 0).ok_or(Error::Missing("idle"))?;
+    let most = most(call)?;
+    let mut recovered = 0;
+    for id in stalled(idle, most, None)?.unwrap_or_default() {
+        // Its producer may have come back before the lock was got.
+        if lock::message_if_free(id)
+            && stalled(idle, 1, Some(id))?.is_some()
+            && let Some(message) = Message::find_latest(id)?
+        {
+            settle::interrupt(&message)?;
+            recovered += 1;
+        }
+        pgrx::check_for_interrupts!();
+    }
+    Ok(Datum::from(recovered))
+}
+
+fn stalled(idle: Datum, most: i32, id: Option<Uuid>) -> Result<Option<Vec<Uuid>>, Error> {
+    let args = [Some(idle), arg(most), id.and_then(IntoDatum::into_datum)];
+    let found = as_owner(&[c"messages", c"message_chunks"], || {
+        STALLED.run(&args, |row| row.get::<Vec<Uuid>>(1))
+    })?;
+    Ok(found.flatten())
+}
+
+/// Whoever keeps house sees every message.
+fn require_upkeep() -> Result<(), Error> {
+    require_privilege(c"message_chunks", pg_sys::ACL_DELETE)?;
+    if is_restricted(table(c"message_chunks")?) {
+        return Err(Error::NotForMembers("this is work for the service".into()));
+    }
+    Ok(())
+}
+
+fn most(call: FunctionCallInfo) -> Result<i32, Error> {
+    // SAFETY: both functions are declared with an integer second.
+    let most: i32 = unsafe { argument(call, 1) }.unwrap_or(MOST_AT_ONCE);
+    if most < 0 { Err(Error::Negative("max_messages")) } else { Ok(most.min(MOST_AT_ONCE)) }
+}
+
+c_function!(
+    /// Deletes the chunks of a finished message.
+    cleanup_streaming_artifacts,
+    pg_finfo_cleanup_streaming_artifacts,
+    clean_up_one
+);
+
+fn clean_up_one(call: FunctionCallInfo) -> Result<Datum, Error> {
+    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    // SAFETY: declared as (uuid).
+    let id: Uuid = unsafe { argument(call, 0) }.ok_or(Error::Missing("msg_id"))?;
+    lock::message(id)?;
+    let message = now(|| {
+        let message = Message::find(id)?;
+        message.as_ref().map_or(Ok(()), |message| message.require(Level::Write))?;
+        Ok(message)
+    })?;
+    let removed = match message {
+        Some(message) if !message.is_open() && message.status != Status::Interrupted => {
+            clean_up(&message)?
+        }
+        Some(_) => 0,
+        None => return Err(Error::NoSuchMessage(id)),
+    };
+    Ok(Datum::from(removed))
+}
+
+/// The caller holds the message's lock; no text is lost.
+fn clean_up(message: &Message) -> Result<i32, Error> {
+    if message.is_blank {
+        settle::keep_text(message)?;
+    }
+    settle::remove_chunks(message.id)
+}
+
+c_function!(
+    /// Deletes the chunks of messages that finished longer ago, and of those that are gone.
+    cleanup_streaming_artifacts_batch,
+    pg_finfo_cleanup_streaming_artifacts_batch,
+    clean_up_many
+);
+
+fn clean_up_many(call: FunctionCallInfo) -> Result<Datum, Error> {
+    require_upkeep()?;
+    let older_than = raw_argument(call, 0).ok_or(Error::Missing("older_than"))?;
+    let most = most(call)?;
+    let (mut messages, mut removed) = (0, 0);
+    let mut after = None;
+    while messages < most {
+        pgrx::check_for_interrupts!();
+        // From message to message through the index, whatever the number of chunks between them.
+        let chunks = Chunks::read()?;
+        let Some(id) = now(|| Ok(chunks.next_message(after, View::Command)))? else { break };
+        after = Some(id);
+        if is_over(&chunks, id, older_than)? && lock::message_if_free(id) {
+            // What was found before the lock was got may have changed since.
+            let message = Message::find_latest(id)?;
+            if is_over(&chunks, id, older_than)? {
+                removed += match message {
+                    Some(message) => clean_up(&message)?,
+                    None => settle::remove_chunks(id)?,
+                };
+                messages += 1;
+            }
+        }
+    }
+    Ok(Datum::from(removed))
+}
+
+/// Whether nobody needs the chunks of a message any more; nobody does if there is no message.
+fn is_over(chunks: &Chunks, id: Uuid, older_than: Datum) -> Result<bool, Error> {
+    let Some(message) = Message::find_latest(id)? else { return Ok(true) };
+    let Some(last) = now(|| Ok(chunks.last(id, View::Command)))? else { return Ok(false) };
+    if matches!(message.status, Status::Pending | Status::Streaming) {
+        return Ok(false);
+    }
+    let args: [Arg; 3] = [arg(id), Some(older_than), Some(Datum::from(last.created))];
+    let over = as_owner(&[c"messages"], || IS_OVER.run(&args, |row| row.get(1)))?;
+    Ok(over.flatten().unwrap_or(false))
+}
+
+c_function!(
+    /// Removes the chunks of a deleted message.
+    remove_chunks, pg_finfo_remove_chunks, remove
+);
+
+fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
+    let row = TriggerRow::deleted(call, c"messages")?;
+    let id = row.get::<Uuid>(c"id")?.ok_or(Error::Missing("id"))?;
+    let chunks = Chunks::read()?;
+    // Waits for a producer, whose next chunk will find no message. One who slips by leaves chunks
+    // that the clean-up finds.
+    if let Some(message) = Message::find_latest(id)?
+        && message.is_open()
+    {
+        lock::message(id)?;
+        commit::touch(id);
+        notice::of_state(message.conversation, id);
+    }
+    if chunks.last(id, View::Instant).is_some() {
+        settle::remove_chunks(id)?;
+    }
+    Ok(row.finish())
+}

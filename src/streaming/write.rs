@@ -1,0 +1,191 @@
+//! New chunk rows.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_int};
+
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::{IntoDatum, Uuid};
+
+use super::chunks::Chunks;
+use crate::error::Error;
+use crate::owner;
+use crate::plan::{self, Statement, arg};
+
+#[derive(Clone, Copy)]
+pub struct NewChunk {
+    pub index: i32,
+    pub content: Datum,
+    pub is_final: bool,
+}
+
+/// The caller holds the message's lock and has found that it takes chunks, so its triggers and
+/// policies have nothing to add.
+///
+/// While nobody but the extension has attached anything to the table, the rows go straight into it
+/// and its indexes, as COPY's do: an INSERT statement would cost as much again as the row.
+pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    if is_plain(chunks)? {
+        insert_directly(chunks, message, rows);
+        return Ok(());
+    }
+    CHECKED.set(Some(message));
+    let result = rows.iter().try_for_each(|row| {
+        let args = [arg(message), arg(row.index), Some(row.content), arg(row.is_final)];
+        INSERT.run(&args, |_| ()).map(|_| ())
+    });
+    CHECKED.set(None);
+    result
+}
+
+static INSERT: Statement = Statement {
+    sql: "insert into @extschema@.message_chunks (message_id, chunk_index, chunk_content, is_final) \
+          values ($1, $2, $3, $4)",
+    types: &[pg_sys::UUIDOID, pg_sys::INT4OID, pg_sys::TEXTOID, pg_sys::BOOLOID],
+};
+
+thread_local! {
+    /// The message whose chunks are being inserted by statements of our own.
+    static CHECKED: Cell<Option<Uuid>> = const { Cell::new(None) };
+    static PLAIN: Cell<Option<(u64, Oid, bool)>> = const { Cell::new(None) };
+}
+
+pub fn is_checked(message: Uuid) -> bool {
+    CHECKED.get() == Some(message)
+}
+
+/// At the end of a transaction.
+pub fn forget() {
+    CHECKED.set(None);
+}
+
+const COLUMNS: usize = 5;
+
+/// Whether the table is as migrate() made it, but for indexes.
+fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
+    if let Some((generation, table, plain)) = PLAIN.get()
+        && (generation, table) == (plan::generation(), chunks.table())
+    {
+        return Ok(plain);
+    }
+    // SAFETY: the table is open and locked.
+    let plain = unsafe {
+        let relation = &*chunks.relation;
+        let constraints = (*relation.rd_att).constr;
+        (*relation.rd_att).natts as usize == COLUMNS
+            && relation.rd_rules.is_null()
+            && !(*relation.rd_rel).relispartition
+            && (constraints.is_null()
+                || (*constraints).num_check == 0 && !(*constraints).has_generated_stored)
+            && !owner::has_other_triggers(chunks.relation)
+            && has_own_policies_only(chunks.relation)
+    };
+    PLAIN.set(Some((plan::generation(), chunks.table(), plain)));
+    Ok(plain)
+}
+
+const POLICIES: [&CStr; 2] = [c"message_chunks_read", c"message_chunks_insert"];
+
+/// # Safety
+///
+/// The relation must be open.
+unsafe fn has_own_policies_only(relation: pg_sys::Relation) -> bool {
+    unsafe {
+        let policies = (*relation).rd_rsdesc;
+        if policies.is_null() || (*policies).policies.is_null() {
+            return true;
+        }
+        let list = &*(*policies).policies;
+        (0..list.length as usize).all(|n| {
+            let policy = (*list.elements.add(n)).ptr_value.cast::<pg_sys::RowSecurityPolicy>();
+            POLICIES.contains(&CStr::from_ptr((*policy).policy_name))
+        })
+    }
+}
+
+/// So many rows go into the table at once, each page written once and logged once.
+const AT_ONCE: usize = 64;
+
+fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
+    let message = message.into_datum().unwrap_or(Datum::from(0));
+    // SAFETY: what the executor does for an INSERT, on an open table locked for writing, whose
+    // columns are those of the layout and no others. An ERROR leaves the clean-up to the abort.
+    unsafe {
+        let relation = chunks.relation;
+        let layout = &chunks.layout;
+        let state = pg_sys::CreateExecutorState();
+        let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>());
+        let target = target.cast::<pg_sys::ResultRelInfo>();
+        (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+        pg_sys::InitResultRelInfo(target, relation, 0, std::ptr::null_mut(), 0);
+        pg_sys::ExecOpenIndices(target, false);
+
+        let slots: Vec<*mut pg_sys::TupleTableSlot> = (0..rows.len().min(AT_ONCE))
+            .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
+            .collect();
+        for batch in rows.chunks(AT_ONCE) {
+            for (row, slot) in batch.iter().zip(&slots) {
+                clear(*slot);
+                let set = |column: i32, value: Datum| {
+                    *(**slot).tts_values.add(column as usize - 1) = value;
+                    *(**slot).tts_isnull.add(column as usize - 1) = false;
+                };
+                set(layout.message, message);
+                set(layout.created, Datum::from(pg_sys::GetCurrentTimestamp()));
+                set(layout.number, Datum::from(row.index));
+                set(layout.is_final, Datum::from(row.is_final));
+                set(layout.content, row.content);
+                pg_sys::ExecStoreVirtualTuple(*slot);
+            }
+            store(relation, &slots[..batch.len()]);
+            for slot in &slots[..batch.len()] {
+                index(target, *slot, state);
+            }
+            if rows.len() > AT_ONCE {
+                pgrx::check_for_interrupts!();
+            }
+        }
+        for slot in slots {
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+        }
+        pg_sys::ExecCloseIndices(target);
+        pg_sys::FreeExecutorState(state);
+    }
+}
+
+unsafe fn clear(slot: *mut pg_sys::TupleTableSlot) {
+    unsafe {
+        if let Some(clear) = (*(*slot).tts_ops).clear {
+            clear(slot);
+        }
+    }
+}
+
+unsafe fn store(relation: pg_sys::Relation, slots: &[*mut pg_sys::TupleTableSlot]) {
+    unsafe {
+        if let ([_, _, ..], Some(insert)) = (slots, (*(*relation).rd_tableam).multi_insert) {
+            let command = pg_sys::GetCurrentCommandId(true);
+            let mut slots = slots.to_vec();
+            let bulk_insert = std::ptr::null_mut();
+            insert(relation, slots.as_mut_ptr(), slots.len() as c_int, command, 0, bulk_insert);
+        } else {
+            slots.iter().for_each(|slot| pg_sys::simple_table_tuple_insert(relation, *slot));
+        }
+    }
+}
+
+unsafe fn index(
+    target: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    state: *mut pg_sys::EState,
+) {
+    let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
+    unsafe {
+        #[cfg(feature = "pg15")]
+        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters);
+        #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters, false);
+    }
+}
