@@ -1,8 +1,11 @@
 //! Functions that take a call as Postgres hands it over: triggers, hot functions, and those whose
 //! arguments should not be taken apart.
 
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
 use pgrx::FromDatum;
-use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 
 /// A function whose SQL stands in `api.sql`. Its body takes the call and returns a value or our
 /// error.
@@ -46,16 +49,46 @@ pub unsafe fn argument<T: FromDatum>(call: FunctionCallInfo, n: usize) -> Option
     raw_argument(call, n).and_then(|datum| unsafe { T::from_datum(datum, false) })
 }
 
-/// A row of the columns that the function is declared to return.
-pub fn composite(call: FunctionCallInfo, values: &mut [Datum]) -> Datum {
-    let mut nulls = vec![false; values.len()];
-    // SAFETY: callers give a value for each column they are declared with.
-    unsafe {
-        let mut desc = std::ptr::null_mut();
-        pg_sys::get_call_result_type(call, std::ptr::null_mut(), &mut desc);
-        let desc = pg_sys::BlessTupleDesc(desc);
-        let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
-        pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
+/// The columns of a row that a function returns. To derive them from the function's declaration in
+/// every call would take as long as looking up a row.
+pub struct Composite<const N: usize> {
+    columns: [(&'static CStr, Oid); N],
+    desc: AtomicPtr<pg_sys::TupleDescData>,
+}
+
+impl<const N: usize> Composite<N> {
+    /// As the function's OUT parameters are declared.
+    pub const fn new(columns: [(&'static CStr, Oid); N]) -> Self {
+        Self { columns, desc: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    pub fn row(&self, mut values: [Datum; N]) -> Datum {
+        let mut nulls = [false; N];
+        // SAFETY: a value for each column. The descriptor is made once and lives as long as the
+        // backend, which has a single thread.
+        unsafe {
+            let mut desc = self.desc.load(Ordering::Relaxed);
+            if desc.is_null() {
+                desc = self.make();
+                self.desc.store(desc, Ordering::Relaxed);
+            }
+            let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
+        }
+    }
+
+    unsafe fn make(&self) -> pg_sys::TupleDesc {
+        unsafe {
+            let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+            let desc = pg_sys::CreateTemplateTupleDesc(N as i32);
+            for (n, (name, of_type)) in self.columns.iter().enumerate() {
+                let n = n as pg_sys::AttrNumber + 1;
+                pg_sys::TupleDescInitEntry(desc, n, name.as_ptr(), *of_type, -1, 0);
+            }
+            let desc = pg_sys::BlessTupleDesc(desc);
+            pg_sys::MemoryContextSwitchTo(before);
+            desc
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! that a kept plan takes. No privilege and no policy is looked at, so this is only for what the
 //! extension has to know before it can decide on either.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CStr;
 
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -25,8 +27,8 @@ pub fn key<T: IntoDatum>(column: &CStr, value: T) -> Result<Key<'_>, Error> {
 /// The row that the running command sees under these keys, by an index that has them in this order.
 /// Without that index it is found more slowly.
 pub fn find<T>(
-    table: &CStr,
-    index: &CStr,
+    table: &'static CStr,
+    index: &'static CStr,
     keys: &[Key],
     read: impl FnOnce(&Row) -> T,
 ) -> Result<Option<T>, Error> {
@@ -40,7 +42,11 @@ pub fn find<T>(
 
 /// The conversation of the row that is under these keys once every transaction that writes one there
 /// has ended: what a unique index waits for before it accepts a row.
-pub fn taken_by(table: &CStr, index: &CStr, keys: &[Key]) -> Result<Option<Uuid>, Error> {
+pub fn taken_by(
+    table: &'static CStr,
+    index: &'static CStr,
+    keys: &[Key],
+) -> Result<Option<Uuid>, Error> {
     enum Seen {
         Free,
         TakenBy(Option<Uuid>),
@@ -80,22 +86,86 @@ pub fn taken_by(table: &CStr, index: &CStr, keys: &[Key]) -> Result<Option<Uuid>
 const DIRTY: pg_sys::SnapshotType::Type = pg_sys::SnapshotType::SNAPSHOT_DIRTY;
 
 fn scan<T>(
-    table: &CStr,
-    index: &CStr,
+    table: &'static CStr,
+    index: &'static CStr,
     keys: &[Key],
     snapshot: pg_sys::Snapshot,
     read: impl FnOnce(pg_sys::Snapshot, Option<&Row>) -> T,
 ) -> Result<T, Error> {
-    let schema = plan::home()?.schema;
-    let table = plan::table(schema, table)?;
     // SAFETY: the table stays open and locked while it is scanned; keys and snapshot outlive the
     // scan. An ERROR in between releases all of it with the transaction.
     unsafe {
-        let relation = plan::open(table)?;
-        let index = unique_index(index, schema, table).unwrap_or(Oid::INVALID);
+        let (relation, path) = open(table, index, keys)?;
         let desc = (*relation).rd_att;
-        let mut scan_keys = [pg_sys::ScanKeyData::default(); 2];
+        let mut scan_keys = path.keys;
         for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
+            scan_key.sk_argument = key.value;
+        }
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            path.index,
+            path.index != Oid::INVALID,
+            snapshot,
+            keys.len() as i32,
+            scan_keys.as_mut_ptr(),
+        );
+        let tuple = pg_sys::systable_getnext(scan);
+        let row = (!tuple.is_null()).then_some(Row { tuple, desc });
+        let answer = read(snapshot, row.as_ref());
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, plan::READ_LOCK);
+        Ok(answer)
+    }
+}
+
+/// How rows of a table are found by certain columns.
+#[derive(Clone, Copy)]
+struct Path {
+    table: Oid,
+    index: Oid,
+    keys: [pg_sys::ScanKeyData; 2],
+}
+
+thread_local! {
+    static PATHS: RefCell<HashMap<(&'static CStr, &'static CStr), (u64, Path)>> = RefCell::default();
+}
+
+/// The table, locked and open, and the way to its rows. What was found out about it is kept as long
+/// as no relation changes.
+///
+/// # Safety
+///
+/// The caller closes the table.
+unsafe fn open(
+    table: &'static CStr,
+    index: &'static CStr,
+    keys: &[Key],
+) -> Result<(pg_sys::Relation, Path), Error> {
+    let known = PATHS.with_borrow(|paths| paths.get(&(table, index)).copied());
+    if let Some((generation, path)) = known
+        && generation == plan::generation()
+    {
+        // Locking brings news of changes in.
+        let relation = plan::open(path.table)?;
+        if generation == plan::generation() {
+            return Ok((relation, path));
+        }
+        // SAFETY: opened just now.
+        unsafe { pg_sys::table_close(relation, plan::READ_LOCK) };
+    }
+    let schema = plan::home()?.schema;
+    let oid = plan::table(schema, table)?;
+    let relation = plan::open(oid)?;
+    let generation = plan::generation();
+    let mut path = Path {
+        table: oid,
+        index: unique_index(index, schema, oid).unwrap_or(Oid::INVALID),
+        keys: [pg_sys::ScanKeyData::default(); 2],
+    };
+    for (scan_key, key) in path.keys.iter_mut().zip(keys) {
+        // SAFETY: the open table's descriptor.
+        unsafe {
+            let desc = (*relation).rd_att;
             let n = pg_sys::SPI_fnumber(desc, key.column.as_ptr());
             if n <= 0 || pg_sys::SPI_gettypeid(desc, n) != key.of_type {
                 return Err(Error::ColumnChanged(key.column.to_string_lossy().into_owned()));
@@ -108,26 +178,14 @@ fn scan<T>(
                 pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
                 Oid::INVALID,
                 // An index is in the order of its column's collation.
-                collation_of(table, n),
+                collation_of(oid, n),
                 Oid::from(equal),
-                key.value,
+                Datum::from(0),
             );
         }
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            index,
-            index != Oid::INVALID,
-            snapshot,
-            keys.len() as i32,
-            scan_keys.as_mut_ptr(),
-        );
-        let tuple = pg_sys::systable_getnext(scan);
-        let row = (!tuple.is_null()).then_some(Row { tuple, desc });
-        let answer = read(snapshot, row.as_ref());
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, plan::READ_LOCK);
-        Ok(answer)
     }
+    PATHS.with_borrow_mut(|paths| paths.insert((table, index), (generation, path)));
+    Ok((relation, path))
 }
 
 fn collation_of(table: Oid, n: i32) -> Oid {

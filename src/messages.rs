@@ -5,7 +5,7 @@ use pgrx::{FromDatum, Uuid};
 
 use crate::access::{Level, is_restricted, level_in, unshaken};
 use crate::error::Error;
-use crate::function::{c_function, composite, raw_argument};
+use crate::function::{Composite, c_function, raw_argument};
 use crate::identity::{self, person};
 use crate::lookup::{by_id, key, taken_by};
 use crate::owner::as_owner;
@@ -202,6 +202,12 @@ const WITH_KEY: &[Oid] = &[
     pg_sys::TEXTOID,
 ];
 
+static ADDED: Composite<3> = Composite::new([
+    (c"message_id", pg_sys::UUIDOID),
+    (c"sequence_number", pg_sys::INT4OID),
+    (c"created", pg_sys::BOOLOID),
+]);
+
 c_function!(
     /// Adds a message; with a retry key, once.
     add_message, pg_finfo_add_message, added_row
@@ -218,7 +224,7 @@ fn added_row(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     known_role(role)?;
     let added = ADD.run(&[conversation, role, content, parent, parts, metadata, key])?;
     let id = arg(added.id).unwrap_or(Datum::from(0));
-    Ok(composite(call, &mut [id, added.number.into(), added.created.into()]))
+    Ok(ADDED.row([id, added.number.into(), added.created.into()]))
 }
 
 /// Refuses a role that there is not, before the type does it with less help.

@@ -8,10 +8,11 @@ use pgrx::Uuid;
 use super::chunks::{Chunks, View, same};
 use super::message::{Message, Status, is_restoring, now};
 use super::write::{self, NewChunk};
-use super::{commit, lock, notice, settle};
+use super::commit::News;
+use super::{commit, lock, memory, settle};
 use crate::access::{Level, require_privilege};
 use crate::error::Error;
-use crate::function::{argument, c_function, composite, raw_argument};
+use crate::function::{Composite, argument, c_function, raw_argument};
 use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
 use crate::trigger::{self, TriggerRow};
@@ -61,6 +62,9 @@ fn append_many(call: FunctionCallInfo) -> Result<Datum, Error> {
     append(call, contents)
 }
 
+static ANSWER: Composite<2> =
+    Composite::new([(c"next_index", pg_sys::INT4OID), (c"stop_requested", pg_sys::BOOLOID)]);
+
 /// What both functions answer.
 struct Answer {
     next: i32,
@@ -76,7 +80,7 @@ fn append(call: FunctionCallInfo, contents: &[Datum]) -> Result<Datum, Error> {
     let answer = commit::tokens(|| {
         add(message, contents, first, is_final.unwrap_or(false))
     })?;
-    Ok(composite(call, &mut [answer.next.into(), answer.stop.into()]))
+    Ok(ANSWER.row([answer.next.into(), answer.stop.into()]))
 }
 
 fn add(
@@ -87,7 +91,18 @@ fn add(
 ) -> Result<Answer, Error> {
     let message = claim(id)?;
     let chunks = Chunks::open(pg_sys::RowExclusiveLock as pg_sys::LOCKMODE)?;
-    let last = chunks.last(id, View::Instant);
+    let next = memory::next(id);
+    if let Some(next) = next
+        && first.is_none_or(|first| first == next)
+        && !is_final
+        && let window = Window::place(id, contents, next, false)?
+        && write::insert_if_free(&chunks, id, &window.chunks())?
+    {
+        memory::keep_next(id, window.end);
+        commit::touch(&message, News::Chunks);
+        return Ok(Answer { next: window.end, stop: false });
+    }
+    let last = chunks.last_near(id, first.or(next).unwrap_or(0), View::Instant);
     let end = last.as_ref().map_or(0, |last| last.index + 1);
     if message.status == Status::Stopped {
         return Ok(Answer { next: end, stop: true });
@@ -116,20 +131,34 @@ fn add(
     if is_final || is_ended {
         settle::complete(&message, &chunks)?;
     } else if !new.is_empty() {
-        commit::touch(id);
-        notice::of_chunks(message.conversation, id);
+        commit::touch(&message, News::Chunks);
     }
-    Ok(Answer { next: end.max(window.end), stop: false })
+    let next = end.max(window.end);
+    if !is_final && !is_ended {
+        memory::keep_next(id, next);
+    }
+    Ok(Answer { next, stop: false })
 }
 
 /// Locks the message and finds out what state it is in, for somebody who may write in it.
 fn claim(id: Uuid) -> Result<Message, Error> {
     lock::message(id)?;
-    now(|| {
-        let message = Message::find(id)?.ok_or(Error::NoSuchMessage(id))?;
+    let known = memory::recall(id)?;
+    if let Some(message) = known
+        && !message.is_restricted()?
+    {
+        return Ok(message);
+    }
+    let message = now(|| {
+        let message = known.map_or_else(|| Message::find(id), |message| Ok(Some(message)))?;
+        let message = message.ok_or(Error::NoSuchMessage(id))?;
         message.require(Level::Write)?;
         Ok(message)
-    })
+    })?;
+    if known.is_none() && message.status == Status::Streaming {
+        memory::keep(&message);
+    }
+    Ok(message)
 }
 
 /// The first chunk of a message that was only announced makes it a stream.
@@ -164,15 +193,20 @@ impl<'a> Window<'a> {
         }
     }
 
+    fn chunks(&self) -> Vec<NewChunk> {
+        let chunk = |(n, content): (usize, &Datum)| {
+            let index = self.start + n as i32;
+            NewChunk { index, content: *content, is_final: self.is_final && index + 1 == self.end }
+        };
+        self.contents.iter().enumerate().map(chunk).collect()
+    }
+
     /// What is not there yet; what is there must be the same. `end` is the index after the last
     /// chunk of the message.
     fn without_known(&self, chunks: &Chunks, end: i32) -> Result<Vec<NewChunk>, Error> {
-        let pieces = self.contents.iter().enumerate().map(|(n, content)| {
-            let index = self.start + n as i32;
-            NewChunk { index, content: *content, is_final: self.is_final && index + 1 == self.end }
-        });
+        let pieces = self.chunks();
         if self.start >= end {
-            return Ok(pieces.collect());
+            return Ok(pieces);
         }
         let mut scan = chunks.from(self.message, self.start, View::Instant);
         let mut known = scan.next();
@@ -267,8 +301,7 @@ fn place(call: FunctionCallInfo) -> Result<Datum, Error> {
     }
     if known.is_none() {
         start(&message)?;
-        commit::touch(id);
-        notice::of_chunks(message.conversation, id);
+        commit::touch(&message, News::Chunks);
     }
     if is_final || is_ended {
         ENDING.with_borrow_mut(|ending| {

@@ -3,7 +3,7 @@
 use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
-use super::notice;
+use super::commit::{self, News};
 use crate::access::require_privilege;
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
@@ -65,7 +65,7 @@ fn begin(call: FunctionCallInfo) -> Result<Datum, Error> {
     known_role(role)?;
     let begun = BEGIN.run(&[conversation, role, parent, model, metadata, key])?;
     if begun.created {
-        notice::of_state(of, begun.id);
+        commit::tell(of, begun.id, News::State);
     }
     Ok(begun.id.into_datum().unwrap_or(Datum::from(0)))
 }

@@ -92,9 +92,27 @@ impl Chunks {
     }
 
     /// The last chunk of a message.
-    pub fn last(&self, message: Uuid, view: View) -> Option<Chunk> {
+    pub fn last(&self, message: Uuid, view: View) -> Option<Last> {
         let key = [(self.layout.message, EQUAL, pg_sys::F_UUID_EQ, arg(message))];
-        Scan::begin(self, &key, view, BACKWARD).next()
+        Scan::begin(self, &key, view, BACKWARD).next().map(Last::from)
+    }
+
+    /// The same, sought first behind a place where it was or is to be: to find the end of a message
+    /// from the other side takes a look at every chunk on the index page.
+    pub fn last_near(&self, message: Uuid, next: i32, view: View) -> Option<Last> {
+        const NEAR: usize = 16;
+        if next > 0 {
+            let mut scan = self.from(message, next - 1, view);
+            let mut found = scan.next().filter(|first| first.index == next - 1);
+            for _ in 0..NEAR {
+                let Some(last) = found else { break };
+                found = scan.next();
+                if found.is_none() {
+                    return Some(last.into());
+                }
+            }
+        }
+        self.last(message, view)
     }
 
     /// The first message after this one that has chunks.
@@ -162,7 +180,20 @@ pub struct Chunk {
     /// Text as it is stored; it lives until the next chunk is read.
     pub content: Datum,
     pub is_final: bool,
+    created: i64,
+}
+
+/// The last chunk of a message.
+pub struct Last {
+    pub index: i32,
+    pub is_final: bool,
     pub created: i64,
+}
+
+impl From<Chunk> for Last {
+    fn from(chunk: Chunk) -> Self {
+        Self { index: chunk.index, is_final: chunk.is_final, created: chunk.created }
+    }
 }
 
 pub struct Scan<'a> {

@@ -7,14 +7,29 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, XLogRecPtr};
 use pgrx::Uuid;
 
-use super::{append, lock};
+use super::message::Message;
+use super::{append, lock, memory, notice};
 use crate::settings::{CHUNK_COMMIT, ChunkCommit};
 
 thread_local! {
-    /// Messages with news.
-    static TOUCHED: RefCell<Vec<Uuid>> = const { RefCell::new(Vec::new()) };
+    static NEWS: RefCell<Vec<Item>> = const { RefCell::new(Vec::new()) };
     static TOKENS: Cell<Tokens> = const { Cell::new(Tokens::NONE) };
     static SYNCHRONOUS_COMMIT: Cell<Option<i32>> = const { Cell::new(None) };
+}
+
+/// What readers of a message will see once the transaction has committed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    Chunks,
+    /// It began, ended, or was taken up again.
+    State,
+}
+
+#[derive(Clone, Copy)]
+struct Item {
+    conversation: Uuid,
+    message: Uuid,
+    news: News,
 }
 
 /// What a transaction has written so far.
@@ -45,38 +60,73 @@ pub fn tokens<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     Ok(result)
 }
 
-/// Wakes those who wait for the message when the transaction commits.
-pub fn touch(message: Uuid) {
-    TOUCHED.with_borrow_mut(|touched| {
-        if touched.last() != Some(&message) {
-            touched.push(message);
+/// Has the news told when the transaction commits.
+pub fn touch(message: &Message, news: News) {
+    tell(message.conversation, message.id, news);
+}
+
+pub fn tell(conversation: Uuid, message: Uuid, news: News) {
+    NEWS.with_borrow_mut(|items| match items.last_mut() {
+        Some(last) if last.message == message => {
+            if news == News::State {
+                last.news = news;
+            }
         }
+        _ => items.push(Item { conversation, message, news }),
     });
 }
 
 /// Runs once in each backend that loads the library.
 pub fn watch_transactions() {
-    // SAFETY: called once from _PG_init; the callback lives as long as the library.
-    unsafe { pg_sys::RegisterXactCallback(Some(at_end), std::ptr::null_mut()) }
+    // SAFETY: called once from _PG_init; the callbacks live as long as the library.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(at_end), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(at_end_of_part), std::ptr::null_mut());
+    }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     use pg_sys::XactEvent::*;
     match event {
-        XACT_EVENT_PRE_COMMIT => relax(),
+        XACT_EVENT_PRE_COMMIT => {
+            relax();
+            // Not before: a transaction may go on for long after its last chunk.
+            each_news(|item| notice::give(item.conversation, item.message, item.news));
+        }
         XACT_EVENT_COMMIT => {
             restore();
-            TOUCHED.with_borrow_mut(|touched| touched.drain(..).for_each(lock::wake));
+            each_news(|item| lock::wake(item.message));
+            notice::committed();
             forget();
         }
         XACT_EVENT_ABORT | XACT_EVENT_PREPARE => {
             restore();
-            TOUCHED.with_borrow_mut(Vec::clear);
+            memory::forget();
+            notice::aborted();
             forget();
         }
         _ => {}
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_end_of_part(
+    event: pg_sys::SubXactEvent::Type,
+    _id: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        memory::forget();
+    }
+}
+
+fn each_news(mut each: impl FnMut(&Item)) {
+    // What is told calls into Postgres, which may come back here with an error.
+    let items = NEWS.take();
+    items.iter().for_each(&mut each);
+    NEWS.set(items);
 }
 
 /// Lets a transaction that wrote nothing but tokens commit without waiting for the disk. What a crash
@@ -108,6 +158,7 @@ fn restore() {
 
 fn forget() {
     TOKENS.set(Tokens::NONE);
+    NEWS.with_borrow_mut(Vec::clear);
     lock::forget();
     append::forget();
 }

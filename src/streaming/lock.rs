@@ -21,6 +21,7 @@ const WAITER: u16 = 102;
 const LISTENER: u16 = 103;
 
 const EXCLUSIVE: LOCKMODE = pg_sys::ExclusiveLock as LOCKMODE;
+const ROW_EXCLUSIVE: LOCKMODE = pg_sys::RowExclusiveLock as LOCKMODE;
 const SHARE: LOCKMODE = pg_sys::ShareLock as LOCKMODE;
 
 /// The lock table of a server has room for some thousands. A transaction that writes to more
@@ -91,11 +92,20 @@ impl Drop for Waiting {
 /// Wakes those who wait for chunks of a message. They must be able to see the news by now.
 pub fn wake(message: Uuid) {
     let tag = tag(WAITER, message);
-    holders(&tag, |process| {
-        // SAFETY: a process slot of shared memory, which never goes away. Should it have a new
-        // tenant, he looks around and goes on sleeping.
-        unsafe { pg_sys::SetLatch(&mut (*process).procLatch) }
-    });
+    // SAFETY: reads the lock table under its own locks; the array is ours to free. Its entries name
+    // processes that may be gone by now, which the look-up tells. A process slot never goes away:
+    // should it have a new tenant, he looks around and goes on sleeping.
+    unsafe {
+        let mut count = 0;
+        let found = pg_sys::GetLockConflicts(&tag, EXCLUSIVE, &mut count);
+        for n in 0..count.max(0) as usize {
+            let process = process(*found.add(n));
+            if !process.is_null() {
+                pg_sys::SetLatch(&mut (*process).procLatch);
+            }
+        }
+        pg_sys::pfree(found.cast());
+    }
 }
 
 /// One lock stands for many conversations, so that a session can listen to any number of them.
@@ -105,45 +115,50 @@ fn listener_tag(conversation: Uuid) -> LOCKTAG {
     tag(LISTENER, Uuid::from_bytes(bucket))
 }
 
-/// To the end of the session, or until it discards what it holds.
-pub fn listen(conversation: Uuid) {
-    // SAFETY: see Waiting::begin().
-    unsafe { pg_sys::LockAcquire(&listener_tag(conversation), SHARE, true, false) };
+/// Whether one lock stands for both conversations.
+pub fn is_shared(one: Uuid, other: Uuid) -> bool {
+    one.as_bytes()[15] == other.as_bytes()[15]
 }
 
-/// Ends one `listen`; whether there was one.
-pub fn unlisten(conversation: Uuid) -> bool {
+/// Held to the end of the session, or until it discards what it holds.
+pub fn listen(conversation: Uuid) {
     let tag = listener_tag(conversation);
-    // SAFETY: what is not held is not released, for that would raise a warning.
-    unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16"))]
-        let held = pg_sys::LockHeldByMe(&tag, SHARE);
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
-        let held = pg_sys::LockHeldByMe(&tag, SHARE, false);
-        held && pg_sys::LockRelease(&tag, SHARE, true)
+    if !is_listening(&tag) {
+        // SAFETY: writers hold it for moments only.
+        unsafe { pg_sys::LockAcquire(&tag, SHARE, true, false) };
     }
 }
 
-/// Whether another session listens to the conversation, or to one that shares its lock.
-pub fn has_listeners(conversation: Uuid) -> bool {
-    let mut found = false;
-    holders(&listener_tag(conversation), |_| found = true);
-    found
+pub fn unlisten(conversation: Uuid) {
+    let tag = listener_tag(conversation);
+    if is_listening(&tag) {
+        // SAFETY: it is held; what is not would raise a warning.
+        unsafe { pg_sys::LockRelease(&tag, SHARE, true) };
+    }
 }
 
-fn holders(tag: &LOCKTAG, mut each: impl FnMut(*mut pg_sys::PGPROC)) {
-    // SAFETY: reads the lock table under its own locks. The array is ours to free; its entries
-    // name processes that may be gone by now, which the look-up tells.
+/// Whether some session listens to the conversation, or to one that shares its lock.
+pub fn has_listeners(conversation: Uuid) -> bool {
+    let tag = listener_tag(conversation);
+    // SAFETY: does not wait, and gives back at once what it gets. Writers do not see each other: the
+    // mode goes with itself, not with that of listeners.
     unsafe {
-        let mut count = 0;
-        let found = pg_sys::GetLockConflicts(tag, EXCLUSIVE, &mut count);
-        for n in 0..count.max(0) as usize {
-            let process = process(*found.add(n));
-            if !process.is_null() {
-                each(process);
-            }
+        let answer = pg_sys::LockAcquire(&tag, ROW_EXCLUSIVE, false, true);
+        if answer == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+            return true;
         }
-        pg_sys::pfree(found.cast());
+        pg_sys::LockRelease(&tag, ROW_EXCLUSIVE, false);
+    }
+    is_listening(&tag)
+}
+
+fn is_listening(tag: &LOCKTAG) -> bool {
+    // SAFETY: reads what this backend holds.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        return pg_sys::LockHeldByMe(tag, SHARE);
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        return pg_sys::LockHeldByMe(tag, SHARE, false);
     }
 }
 

@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use pgrx::Uuid;
 
+use super::memory::Version;
 use crate::access::{Level, is_restricted, level_in};
 use crate::error::Error;
 use crate::function::{argument, c_function};
@@ -51,6 +52,7 @@ pub struct Message {
     /// Whether it has no text and was never finished: older clients insert an empty message, whose
     /// status is completed like that of any other, and stream into it.
     pub is_blank: bool,
+    pub version: Version,
 }
 
 impl Message {
@@ -83,6 +85,7 @@ impl Message {
                 None => return Some(Err(Error::ColumnChanged("status".into()))),
             },
             is_blank: row.is_empty_text(c"content") && row.is_null(c"completed_at"),
+            version: Version::of(row),
         }))
     }
 
@@ -91,8 +94,13 @@ impl Message {
         if self.allows(level)? { Ok(()) } else { Err(Error::NoSuchMessage(self.id)) }
     }
 
+    /// Whether the caller has to be asked who he is.
+    pub fn is_restricted(&self) -> Result<bool, Error> {
+        Ok(is_restricted(self.version.table))
+    }
+
     pub fn allows(&self, level: Level) -> Result<bool, Error> {
-        if !is_restricted(table(c"messages")?) {
+        if !self.is_restricted()? {
             return Ok(true);
         }
         Ok(match person()? {

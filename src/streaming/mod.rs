@@ -2,13 +2,15 @@
 //!
 //! `append` adds them, `settle` ends a message and puts its text together, `read` follows one,
 //! `upkeep` takes care of what was left behind. Whoever adds to a message or ends it holds its lock
-//! (`lock`) to the end of the transaction; what happens at that end is in `commit`.
+//! (`lock`) to the end of the transaction; what happens at that end is in `commit`, which tells
+//! readers the news.
 
 mod append;
 mod begin;
 mod chunks;
 mod commit;
 mod lock;
+mod memory;
 mod message;
 mod notice;
 mod read;

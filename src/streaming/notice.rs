@@ -4,13 +4,14 @@
 //! reader of a notice reads once more when the interval is over.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::ffi::{CString, c_char};
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
+use super::commit::News;
 use super::lock;
 use super::message::table;
 use crate::access::{Level, is_restricted, level_in};
@@ -23,46 +24,47 @@ use crate::settings::NOTIFY_INTERVAL;
 thread_local! {
     /// When this backend last gave notice of a message.
     static GIVEN: RefCell<HashMap<Uuid, Instant>> = RefCell::default();
+    /// What the running transaction gives notice of.
+    static GIVING: RefCell<Vec<Uuid>> = const { RefCell::new(Vec::new()) };
 }
 
 /// More streams than this at once in one backend share their memory of it.
 const MOST_GIVEN: usize = 1000;
 
-/// Tells of new chunks.
-pub fn of_chunks(conversation: Uuid, message: Uuid) {
+/// Gives notice in the transaction that is about to commit.
+pub fn give(conversation: Uuid, message: Uuid, news: News) {
     let Ok(interval) = u64::try_from(NOTIFY_INTERVAL.get()) else { return };
-    let interval = Duration::from_millis(interval);
     if !lock::has_listeners(conversation) {
         return;
     }
-    let now = Instant::now();
-    let due = GIVEN.with_borrow_mut(|given| {
-        if given.len() > MOST_GIVEN {
-            given.retain(|_, at| now.duration_since(*at) < interval);
-        }
-        let due = given.get(&message).is_none_or(|at| now.duration_since(*at) >= interval);
-        if due {
-            given.insert(message, now);
-        }
-        due
-    });
-    if due {
-        give(conversation, message);
+    let interval = Duration::from_millis(interval);
+    let is_due = |given: &Instant| given.elapsed() >= interval;
+    let due = GIVEN.with_borrow(|given| given.get(&message).is_none_or(is_due));
+    if due || news == News::State {
+        let payload = CString::new(words(message)).unwrap_or_default();
+        // SAFETY: C strings, which are copied.
+        unsafe { pg_sys::Async_Notify(channel(conversation).as_ptr(), payload.as_ptr()) }
+        GIVING.with_borrow_mut(|giving| giving.push(message));
     }
 }
 
-/// Tells at once that a message began or ended.
-pub fn of_state(conversation: Uuid, message: Uuid) {
-    GIVEN.with_borrow_mut(|given| given.remove(&message));
-    if NOTIFY_INTERVAL.get() >= 0 && lock::has_listeners(conversation) {
-        give(conversation, message);
+pub fn committed() {
+    let giving = GIVING.take();
+    if !giving.is_empty() {
+        GIVEN.with_borrow_mut(|given| {
+            if given.len() > MOST_GIVEN {
+                given.clear();
+            }
+            let now = Instant::now();
+            given.extend(giving.into_iter().map(|message| (message, now)));
+        });
     }
+    LISTENING.with_borrow_mut(Listening::committed);
 }
 
-fn give(conversation: Uuid, message: Uuid) {
-    let payload = CString::new(words(message)).unwrap_or_default();
-    // SAFETY: C strings, which are copied.
-    unsafe { pg_sys::Async_Notify(channel(conversation).as_ptr(), payload.as_ptr()) }
+pub fn aborted() {
+    GIVING.with_borrow_mut(Vec::clear);
+    LISTENING.with_borrow_mut(Listening::aborted);
 }
 
 fn words(id: Uuid) -> String {
@@ -71,6 +73,46 @@ fn words(id: Uuid) -> String {
 
 fn channel(conversation: Uuid) -> CString {
     CString::new(format!("conversation_{}", words(conversation))).unwrap_or_default()
+}
+
+thread_local! {
+    static LISTENING: RefCell<Listening> = RefCell::default();
+}
+
+/// What this session listens to, as LISTEN itself sees it: from one commit to another.
+#[derive(Default)]
+struct Listening {
+    conversations: HashSet<Uuid>,
+    /// What the running transaction begins and ends, in order.
+    pending: Vec<(Uuid, bool)>,
+}
+
+impl Listening {
+    fn committed(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        for (conversation, begins) in &pending {
+            if *begins {
+                self.conversations.insert(*conversation);
+            } else {
+                self.conversations.remove(conversation);
+            }
+        }
+        self.release(pending);
+    }
+
+    fn aborted(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        self.release(pending);
+    }
+
+    /// Gives back the locks that no conversation needs any more.
+    fn release(&self, changed: Vec<(Uuid, bool)>) {
+        for (conversation, _) in changed {
+            if !self.conversations.iter().any(|kept| lock::is_shared(*kept, conversation)) {
+                lock::unlisten(conversation);
+            }
+        }
+    }
 }
 
 c_function!(
@@ -86,9 +128,11 @@ fn listen(call: FunctionCallInfo) -> Result<Datum, Error> {
         return Err(Error::NoSuchConversation(conversation));
     }
     let channel = channel(conversation);
-    lock::listen(conversation);
     // SAFETY: a C string, which is copied.
-    unsafe { pg_sys::Async_Listen(channel.as_ptr().cast::<c_char>()) };
+    unsafe { pg_sys::Async_Listen(channel.as_ptr()) };
+    // Before the transaction commits, for from then on notices are expected.
+    lock::listen(conversation);
+    LISTENING.with_borrow_mut(|listening| listening.pending.push((conversation, true)));
     let channel = channel.into_string().unwrap_or_default();
     Ok(channel.into_datum().unwrap_or(Datum::from(0)))
 }
@@ -111,9 +155,9 @@ c_function!(
 
 fn unlisten(call: FunctionCallInfo) -> Result<Datum, Error> {
     let conversation = subject(call)?;
-    lock::unlisten(conversation);
     // SAFETY: a C string, which is copied.
     unsafe { pg_sys::Async_Unlisten(channel(conversation).as_ptr()) };
+    LISTENING.with_borrow_mut(|listening| listening.pending.push((conversation, false)));
     Ok(Datum::from(0))
 }
 

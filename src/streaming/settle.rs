@@ -5,7 +5,8 @@ use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Builder, Chunks, View, assemble};
 use super::message::{Message, Status};
-use super::{commit, lock, notice};
+use super::commit::{self, News};
+use super::lock;
 use crate::access::{Level, require_privilege};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
@@ -167,8 +168,7 @@ fn settle(
 fn has_ended(message: &Message) {
     // SAFETY: marks the running transaction.
     unsafe { pg_sys::ForceSyncCommit() };
-    commit::touch(message.id);
-    notice::of_state(message.conversation, message.id);
+    commit::touch(message, News::State);
 }
 
 /// The text so far; `None` where there are no chunks, and what the message has is its text.
@@ -192,7 +192,7 @@ pub fn complete(message: &Message, chunks: &Chunks) -> Result<(), Error> {
     let (text, prefix) = assemble(chunks, message.id, View::Instant)?;
     let last = chunks.last(message.id, View::Instant);
     if last.is_some_and(|last| last.index >= prefix.next) {
-        commit::touch(message.id);
+        commit::touch(message, News::Chunks);
         return Ok(());
     }
     let text = (prefix.next > 0).then_some(text);
@@ -338,8 +338,7 @@ fn resume(call: FunctionCallInfo) -> Result<Datum, Error> {
             return Err(Error::ChunksGone(message.id));
         }
         as_owner(&[c"messages"], || RESUME.run(&[arg(message.id)], |_| ()))?;
-        notice::of_state(message.conversation, message.id);
-        commit::touch(message.id);
+        commit::touch(&message, News::State);
     }
     Ok(prefix.next.into_datum().unwrap_or(Datum::from(0)))
 }

@@ -6,7 +6,8 @@ use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Chunks, View};
 use super::message::{Message, Status, now, table};
-use super::{commit, lock, notice, settle};
+use super::commit::{self, News};
+use super::{lock, settle};
 use crate::access::{Level, is_restricted, require_privilege};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
@@ -189,8 +190,7 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
         && message.is_open()
     {
         lock::message(id)?;
-        commit::touch(id);
-        notice::of_state(message.conversation, id);
+        commit::touch(&message, News::State);
     }
     if chunks.last(id, View::Instant).is_some() {
         settle::remove_chunks(id)?;

@@ -28,7 +28,7 @@ pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), E
         return Ok(());
     }
     if is_plain(chunks)? {
-        insert_directly(chunks, message, rows);
+        insert_directly(chunks, message, rows, false);
         return Ok(());
     }
     CHECKED.set(Some(message));
@@ -38,6 +38,12 @@ pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), E
     });
     CHECKED.set(None);
     result
+}
+
+/// The same for rows that are believed to be new; false, and nothing is written, if one is not. The
+/// index says so on the way, which saves looking first.
+pub fn insert_if_free(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<bool, Error> {
+    Ok(is_plain(chunks)? && insert_directly(chunks, message, rows, true))
 }
 
 static INSERT: Statement = Statement {
@@ -76,6 +82,7 @@ fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
         let constraints = (*relation.rd_att).constr;
         (*relation.rd_att).natts as usize == COLUMNS
             && relation.rd_rules.is_null()
+            && (*relation.rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
             && !(*relation.rd_rel).relispartition
             && (constraints.is_null()
                 || (*constraints).num_check == 0 && !(*constraints).has_generated_stored)
@@ -108,7 +115,9 @@ unsafe fn has_own_policies_only(relation: pg_sys::Relation) -> bool {
 /// So many rows go into the table at once, each page written once and logged once.
 const AT_ONCE: usize = 64;
 
-fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
+/// With `or_not`, takes everything back and returns false where another row is in the way, which
+/// is an error else.
+fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bool) -> bool {
     let message = message.into_datum().unwrap_or(Datum::from(0));
     // SAFETY: what the executor does for an INSERT, on an open table locked for writing, whose
     // columns are those of the layout and no others. An ERROR leaves the clean-up to the abort.
@@ -119,9 +128,10 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
         let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>());
         let target = target.cast::<pg_sys::ResultRelInfo>();
         (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-        pg_sys::InitResultRelInfo(target, relation, 0, std::ptr::null_mut(), 0);
+        (*target).ri_RelationDesc = relation;
         pg_sys::ExecOpenIndices(target, false);
 
+        let (mut is_free, mut written) = (true, Vec::with_capacity(rows.len()));
         let slots: Vec<*mut pg_sys::TupleTableSlot> = (0..rows.len().min(AT_ONCE))
             .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
             .collect();
@@ -141,7 +151,11 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
             }
             store(relation, &slots[..batch.len()]);
             for slot in &slots[..batch.len()] {
-                index(target, *slot, state);
+                is_free &= index(target, *slot, state, or_not);
+                written.push((**slot).tts_tid);
+            }
+            if !is_free {
+                break;
             }
             if rows.len() > AT_ONCE {
                 pgrx::check_for_interrupts!();
@@ -152,6 +166,13 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
         }
         pg_sys::ExecCloseIndices(target);
         pg_sys::FreeExecutorState(state);
+        if !is_free {
+            pg_sys::CommandCounterIncrement();
+            for mut place in written {
+                pg_sys::simple_heap_delete(relation, &mut place);
+            }
+        }
+        is_free
     }
 }
 
@@ -176,16 +197,22 @@ unsafe fn store(relation: pg_sys::Relation, slots: &[*mut pg_sys::TupleTableSlot
     }
 }
 
+/// Whether the row is alone with its keys.
 unsafe fn index(
     target: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     state: *mut pg_sys::EState,
-) {
+    or_not: bool,
+) -> bool {
     let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
     unsafe {
         #[cfg(feature = "pg15")]
-        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters);
+        let in_doubt =
+            pg_sys::ExecInsertIndexTuples(target, slot, state, false, or_not, conflict, arbiters);
         #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters, false);
+        let in_doubt = pg_sys::ExecInsertIndexTuples(
+            target, slot, state, false, or_not, conflict, arbiters, false,
+        );
+        in_doubt.is_null()
     }
 }
