@@ -14,18 +14,21 @@ use crate::trigger::TriggerRow;
 
 /// The row lock queues messages of one conversation until the writer commits, so that numbers have
 /// no gap; different conversations never meet.
+///
+/// Whether it is deleted is asked of the row found, not in the condition: on an empty table the
+/// planner would take a partial index for as good as the key, and the plan is kept while it fills.
 static NUMBER: Statement = Statement {
     sql: "update @extschema@.conversations \
           set last_sequence = last_sequence operator(pg_catalog.+) 1, \
               updated_at = greatest(updated_at, pg_catalog.now()) \
-          where id operator(pg_catalog.=) $1 and deleted_at is null \
-          returning last_sequence, tenant_id",
+          where id operator(pg_catalog.=) $1 \
+          returning last_sequence, tenant_id, deleted_at is null",
     types: &[pg_sys::UUIDOID],
 };
 
 static LOCK: Statement = Statement {
-    sql: "select last_sequence, tenant_id from @extschema@.conversations \
-          where id operator(pg_catalog.=) $1 and deleted_at is null for no key update",
+    sql: "select last_sequence, tenant_id, deleted_at is null from @extschema@.conversations \
+          where id operator(pg_catalog.=) $1 for no key update",
     types: &[pg_sys::UUIDOID],
 };
 
@@ -143,7 +146,9 @@ fn conflicts(conversation: Uuid, id: Option<Uuid>, retry_key: Option<&str>) -> R
 
 fn read_number(statement: &'static Statement, conversation: Uuid) -> Result<(i32, Uuid), Error> {
     statement
-        .run(&[arg(conversation)], |found| Some((found.get(1)?, found.get(2)?)))?
+        .run(&[arg(conversation)], |found| {
+            found.get::<bool>(3)?.then_some((found.get(1)?, found.get(2)?))
+        })?
         .flatten()
         .ok_or(Error::NoSuchConversation(conversation))
 }

@@ -117,6 +117,12 @@ pub fn with_search_path<T>(
     work()
 }
 
+/// Plans `work` for an index, whatever the statistics of a table say that fills and empties all day.
+pub fn with_index_scans<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let _settings = OwnSettings::begin(&[(c"enable_seqscan", c"off"), (c"jit", c"off")]);
+    work()
+}
+
 /// Settings for the length of some work, undone at its end or by the abort.
 struct OwnSettings(i32);
 

@@ -130,12 +130,12 @@ language c as 'MODULE_PATHNAME', 'cleanup_streaming_artifacts';
 comment on function @extschema@.cleanup_streaming_artifacts(uuid) is
 'Deletes the chunks of a finished message, whose text stays; returns how many.';
 
-create function @extschema@.cleanup_streaming_artifacts(
-    older_than interval,
-    max_messages integer default 1000
+create function @extschema@.cleanup_finished_streams(
+    older_than interval default '1 hour',
+    max_messages integer default 100
 ) returns integer
-language c as 'MODULE_PATHNAME', 'cleanup_streaming_artifacts_batch';
-comment on function @extschema@.cleanup_streaming_artifacts(interval, integer) is
+language c as 'MODULE_PATHNAME', 'cleanup_finished_streams';
+comment on function @extschema@.cleanup_finished_streams(interval, integer) is
 'Deletes the chunks of messages that finished longer ago, skipping those in use, and of messages that are gone;
 returns how many.';
 

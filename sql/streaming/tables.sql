@@ -8,6 +8,18 @@ create table @extschema@.message_chunks (
     is_final boolean not null default false,
     chunk_content text not null,
     constraint message_chunks_pkey primary key (message_id, chunk_index)
+)
+-- Rows live for minutes. Vacuum follows the clean-up without pausing, never leaves out the index,
+-- never freezes what is about to go, and never locks the table to cut off its end.
+with (
+    autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 20000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 2000000,
+    vacuum_index_cleanup = on,
+    vacuum_truncate = off
 );
 
 alter table @extschema@.messages add column stream_started_at timestamptz;

@@ -126,7 +126,9 @@ fn add(
             Err(Error::NotStreaming { message: id, status: message.status.name() })
         };
     }
-    start(&message)?;
+    if !new.is_empty() {
+        start(&message)?;
+    }
     write::insert(&chunks, id, &new)?;
     if is_final || is_ended {
         settle::complete(&message, &chunks)?;

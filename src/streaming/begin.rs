@@ -27,12 +27,13 @@ static BEGIN: AddOnce = AddOnce {
               returning id, sequence_number",
         types: WITH_KEY,
     },
-    // What finishing may have changed since is not compared.
+    // What finishing may have changed since is not compared. One that was never a stream is no retry.
     find: Statement {
         sql: "select id, sequence_number, \
               role operator(pg_catalog.=) $2::@extschema@.message_role \
               and parent_id is not distinct from $3 \
-              and $4 is not distinct from $4 \
+              and ($4 is null or model_used is not null) \
+              and (status operator(pg_catalog.<>) 'completed' or completed_at is not null) \
               and metadata operator(pg_catalog.@>) coalesce($5, '{}') \
               from @extschema@.messages \
               where conversation_id operator(pg_catalog.=) $1 \

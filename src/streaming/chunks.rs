@@ -5,6 +5,7 @@
 use std::cell::Cell;
 
 use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u};
 use pgrx::{IntoDatum, Uuid};
 
 use crate::error::Error;
@@ -20,6 +21,8 @@ pub struct Layout {
     pub is_final: i32,
     pub content: i32,
     pub created: i32,
+    /// Whether the columns lie as migrate() made them.
+    is_original: bool,
 }
 
 thread_local! {
@@ -47,7 +50,8 @@ impl Layout {
                     Err(Error::ColumnChanged(name.to_string_lossy().into_owned()))
                 }
             };
-            Self {
+            let mut layout = Self {
+                is_original: false,
                 table: (*relation).rd_id,
                 index: crate::lookup::unique_index(c"message_chunks_pkey", schema, (*relation).rd_id)
                     .ok_or(Error::NotInstalled)?,
@@ -56,7 +60,11 @@ impl Layout {
                 is_final: column(c"is_final", pg_sys::BOOLOID)?,
                 content: column(c"chunk_content", pg_sys::TEXTOID)?,
                 created: column(c"created_at", pg_sys::TIMESTAMPTZOID)?,
-            }
+            };
+            let columns =
+                [layout.message, layout.created, layout.number, layout.is_final, layout.content];
+            layout.is_original = columns == [1, 2, 3, 4, 5];
+            layout
         };
         LAYOUT.set(Some((plan::generation(), layout)));
         Ok(layout)
@@ -266,12 +274,55 @@ impl<'a> Scan<'a> {
     pub fn next(&mut self) -> Option<Chunk> {
         let row = self.next_row()?;
         let layout = &self.chunks.layout;
+        // SAFETY: a row of the table.
+        if layout.is_original
+            && let Some(chunk) = unsafe { Self::read_in_place(&row) }
+        {
+            return Some(chunk);
+        }
         Some(Chunk {
             index: row.raw(layout.number)?.value() as i32,
             content: row.raw(layout.content)?,
             is_final: row.raw(layout.is_final)?.value() & 1 == 1,
             created: row.raw(layout.created)?.value() as i64,
         })
+    }
+}
+
+/// The columns before the text, as they lie in a row without nulls.
+#[repr(C)]
+struct Fixed {
+    message: [u8; 16],
+    created: i64,
+    index: i32,
+    is_final: bool,
+}
+
+impl Scan<'_> {
+    /// Reads a row as Postgres reads those of its catalogs: to look up each column costs more than
+    /// the rest of a long text.
+    ///
+    /// # Safety
+    ///
+    /// The row must have the original columns.
+    unsafe fn read_in_place(row: &Row) -> Option<Chunk> {
+        unsafe {
+            let header = (*row.tuple).t_data;
+            if u32::from((*header).t_infomask) & pg_sys::HEAP_HASNULL != 0 {
+                return None;
+            }
+            let start = header.cast::<u8>().add(usize::from((*header).t_hoff));
+            let fixed = &*start.cast::<Fixed>();
+            // A short text follows at once, a long one at the next multiple of 4, after zeros.
+            let end = std::mem::offset_of!(Fixed, is_final) + 1;
+            let text = if *start.add(end) == 0 { end.next_multiple_of(4) } else { end };
+            Some(Chunk {
+                index: fixed.index,
+                content: Datum::from(start.add(text)),
+                is_final: fixed.is_final,
+                created: fixed.created,
+            })
+        }
     }
 }
 
@@ -298,8 +349,10 @@ impl Text {
         // SAFETY: a text; what is compressed or stored elsewhere is fetched into memory of ours.
         unsafe {
             let stored = stored.cast_mut_ptr::<pg_sys::varlena>();
-            let plain = pg_sys::pg_detoast_datum_packed(stored);
-            Self { plain, is_copy: plain != stored }
+            if varatt_is_4b_u(stored) || varatt_is_1b(stored) && !varatt_is_1b_e(stored) {
+                return Self { plain: stored, is_copy: false };
+            }
+            Self { plain: pg_sys::pg_detoast_datum_packed(stored), is_copy: true }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
+use crate::settings::with_index_scans;
 
 /// Whoever adds to more messages than he may hold locks of has locked the row instead.
 static LOCK_ROW: Statement = Statement {
@@ -119,7 +120,9 @@ struct Figures {
 
 /// Removes all chunks of a message; how many there were.
 pub fn remove_chunks(id: Uuid) -> Result<i32, Error> {
-    let removed = as_owner(&[c"message_chunks"], || REMOVE.run(&[arg(id)], |row| row.get(1)))?;
+    let removed = with_index_scans(|| {
+        as_owner(&[c"message_chunks"], || REMOVE.run(&[arg(id)], |row| row.get(1)))
+    })?;
     Ok(removed.flatten().unwrap_or(0))
 }
 

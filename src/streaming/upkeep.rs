@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
+use crate::settings::with_index_scans;
 use crate::trigger::TriggerRow;
 
 /// Streams whose last sign of life is older, the oldest first. With an id, only that one.
@@ -73,8 +74,10 @@ fn recover(call: FunctionCallInfo) -> Result<Datum, Error> {
 
 fn stalled(idle: Datum, most: i32, id: Option<Uuid>) -> Result<Option<Vec<Uuid>>, Error> {
     let args = [Some(idle), arg(most), id.and_then(IntoDatum::into_datum)];
-    let found = as_owner(&[c"messages", c"message_chunks"], || {
-        STALLED.run(&args, |row| row.get::<Vec<Uuid>>(1))
+    let found = with_index_scans(|| {
+        as_owner(&[c"messages", c"message_chunks"], || {
+            STALLED.run(&args, |row| row.get::<Vec<Uuid>>(1))
+        })
     })?;
     Ok(found.flatten())
 }
@@ -90,7 +93,7 @@ fn require_upkeep() -> Result<(), Error> {
 
 fn most(call: FunctionCallInfo) -> Result<i32, Error> {
     // SAFETY: both functions are declared with an integer second.
-    let most: i32 = unsafe { argument(call, 1) }.unwrap_or(MOST_AT_ONCE);
+    let most: i32 = unsafe { argument(call, 1) }.ok_or(Error::Missing("max_messages"))?;
     if most < 0 { Err(Error::Negative("max_messages")) } else { Ok(most.min(MOST_AT_ONCE)) }
 }
 
@@ -131,8 +134,8 @@ fn clean_up(message: &Message) -> Result<i32, Error> {
 
 c_function!(
     /// Deletes the chunks of messages that finished longer ago, and of those that are gone.
-    cleanup_streaming_artifacts_batch,
-    pg_finfo_cleanup_streaming_artifacts_batch,
+    cleanup_finished_streams,
+    pg_finfo_cleanup_finished_streams,
     clean_up_many
 );
 

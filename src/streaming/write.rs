@@ -131,6 +131,7 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bo
         (*target).ri_RelationDesc = relation;
         pg_sys::ExecOpenIndices(target, false);
 
+        let now = pg_sys::GetCurrentTimestamp();
         let (mut is_free, mut written) = (true, Vec::with_capacity(rows.len()));
         let slots: Vec<*mut pg_sys::TupleTableSlot> = (0..rows.len().min(AT_ONCE))
             .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
@@ -143,7 +144,7 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bo
                     *(**slot).tts_isnull.add(column as usize - 1) = false;
                 };
                 set(layout.message, message);
-                set(layout.created, Datum::from(pg_sys::GetCurrentTimestamp()));
+                set(layout.created, Datum::from(now));
                 set(layout.number, Datum::from(row.index));
                 set(layout.is_final, Datum::from(row.is_final));
                 set(layout.content, row.content);
