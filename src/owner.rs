@@ -81,19 +81,25 @@ fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
     unsafe {
         let relation = plan::open(table)?;
         let owner = (*(*relation).rd_rel).relowner;
-        let found = Table { oid: table, owner, has_other_triggers: has_other_triggers(relation) };
+        let mut found = Table { oid: table, owner, has_other_triggers: false };
+        found.has_other_triggers =
+            has_triggers(relation, |trigger, is_ours| !trigger.tgisinternal && !is_ours);
         let unlock = if keep_lock { pg_sys::NoLock as pg_sys::LOCKMODE } else { plan::READ_LOCK };
         pg_sys::table_close(relation, unlock);
         Ok(found)
     }
 }
 
-/// Whether a trigger on a table calls a function that is not the extension's.
+/// Whether a table has triggers of a kind; `wanted` also hears whether one calls a function of the
+/// extension.
 ///
 /// # Safety
 ///
 /// The relation must be open.
-pub unsafe fn has_other_triggers(relation: pg_sys::Relation) -> bool {
+pub unsafe fn has_triggers(
+    relation: pg_sys::Relation,
+    wanted: impl Fn(&pg_sys::Trigger, bool) -> bool,
+) -> bool {
     unsafe {
         if (*relation).trigdesc.is_null() {
             return false;
@@ -103,7 +109,7 @@ pub unsafe fn has_other_triggers(relation: pg_sys::Relation) -> bool {
         (0..triggers.numtriggers as usize).any(|n| {
             let trigger = &*triggers.triggers.add(n);
             let of = pg_sys::getExtensionOfObject(pg_sys::ProcedureRelationId, trigger.tgfoid);
-            !trigger.tgisinternal && of != extension
+            wanted(trigger, of == extension)
         })
     }
 }

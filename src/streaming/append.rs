@@ -2,15 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 
-use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::Uuid;
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
 use super::chunks::{Chunks, View, same};
-use super::message::{Message, Status, is_restoring, now};
-use super::write::{self, NewChunk};
 use super::commit::News;
-use super::{commit, lock, memory, settle};
-use crate::access::{Level, require_privilege};
+use super::message::{Message, Status, is_restoring};
+use super::write::{self, NewChunk};
+use super::{commit, memory, settle};
+use crate::access::require_privilege;
 use crate::error::Error;
 use crate::function::{Composite, argument, c_function, raw_argument};
 use crate::owner::as_owner;
@@ -46,8 +46,7 @@ fn append_many(call: FunctionCallInfo) -> Result<Datum, Error> {
         let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         let array = pg_sys::pg_detoast_datum(contents.cast_mut_ptr()).cast();
         let (text, int) = (pg_sys::TEXTOID, pg_sys::TYPALIGN_INT as std::ffi::c_char);
-        let (elements, nulls, count) =
-            (&mut elements, &mut nulls, &mut count);
+        let (elements, nulls, count) = (&mut elements, &mut nulls, &mut count);
         pg_sys::deconstruct_array(array, text, -1, false, int, elements, nulls, count);
         if *count == 0 {
             &[]
@@ -77,27 +76,21 @@ fn append(call: FunctionCallInfo, contents: &[Datum]) -> Result<Datum, Error> {
         unsafe { (argument(call, 0), argument::<i32>(call, 2), argument(call, 3)) };
     let message: Uuid = message.ok_or(Error::Missing("message_id"))?;
     require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
-    let answer = commit::tokens(|| {
-        add(message, contents, first, is_final.unwrap_or(false))
-    })?;
+    let answer = commit::tokens(|| add(message, contents, first, is_final.unwrap_or(false)))?;
     Ok(ANSWER.row([answer.next.into(), answer.stop.into()]))
 }
 
-fn add(
-    id: Uuid,
-    contents: &[Datum],
-    first: Option<i32>,
-    is_final: bool,
-) -> Result<Answer, Error> {
-    let message = claim(id)?;
+fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Result<Answer, Error> {
+    let message = Message::claim(id)?;
     let chunks = Chunks::open(pg_sys::RowExclusiveLock as pg_sys::LOCKMODE)?;
     let next = memory::next(id);
     if let Some(next) = next
         && first.is_none_or(|first| first == next)
         && !is_final
-        && let window = Window::place(id, contents, next, false)?
-        && write::insert_if_free(&chunks, id, &window.chunks())?
+        && chunks.from(id, next, View::Instant).next().is_none()
     {
+        let window = Window::place(id, contents, next, false)?;
+        write::insert(&chunks, id, &window.chunks())?;
         memory::keep_next(id, window.end);
         commit::touch(&message, News::Chunks);
         return Ok(Answer { next: window.end, stop: false });
@@ -131,7 +124,7 @@ fn add(
     }
     write::insert(&chunks, id, &new)?;
     if is_final || is_ended {
-        settle::complete(&message, &chunks)?;
+        settle::complete(&message, &chunks, is_final)?;
     } else if !new.is_empty() {
         commit::touch(&message, News::Chunks);
     }
@@ -140,27 +133,6 @@ fn add(
         memory::keep_next(id, next);
     }
     Ok(Answer { next, stop: false })
-}
-
-/// Locks the message and finds out what state it is in, for somebody who may write in it.
-fn claim(id: Uuid) -> Result<Message, Error> {
-    lock::message(id)?;
-    let known = memory::recall(id)?;
-    if let Some(message) = known
-        && !message.is_restricted()?
-    {
-        return Ok(message);
-    }
-    let message = now(|| {
-        let message = known.map_or_else(|| Message::find(id), |message| Ok(Some(message)))?;
-        let message = message.ok_or(Error::NoSuchMessage(id))?;
-        message.require(Level::Write)?;
-        Ok(message)
-    })?;
-    if known.is_none() && message.status == Status::Streaming {
-        memory::keep(&message);
-    }
-    Ok(message)
 }
 
 /// The first chunk of a message that was only announced makes it a stream.
@@ -244,6 +216,12 @@ thread_local! {
     static ENDING: RefCell<Vec<Uuid>> = const { RefCell::new(Vec::new()) };
 }
 
+/// When a part of a transaction is rolled back: a claim may have gone with it. A message in `ENDING`
+/// without its final chunk does no harm.
+pub fn forget_claim() {
+    CLAIMED.set(None);
+}
+
 /// At the end of a transaction.
 pub fn forget() {
     CLAIMED.set(None);
@@ -272,7 +250,7 @@ fn place(call: FunctionCallInfo) -> Result<Datum, Error> {
     let mut statement = match known {
         Some(known) => known,
         None => {
-            let message = claim(id)?;
+            let message = Message::claim(id)?;
             let last = chunks.last(id, View::Instant).map(|last| (last.index, last.is_final));
             Insertion { command: command(), message, last }
         }
@@ -287,9 +265,9 @@ fn place(call: FunctionCallInfo) -> Result<Datum, Error> {
         // What is sent again is left to the primary key, or to ON CONFLICT.
         let content = row.text(c"chunk_content")?;
         let chunk = chunks.from(id, index, View::Instant).next();
-        let is_known = chunk.zip(content).is_some_and(|(chunk, content)| {
-            chunk.index == index && same(chunk.content, content)
-        });
+        let is_known = chunk
+            .zip(content)
+            .is_some_and(|(chunk, content)| chunk.index == index && same(chunk.content, content));
         return if is_known {
             Ok(row.finish())
         } else {
@@ -339,7 +317,7 @@ fn complete(call: FunctionCallInfo) -> Result<Datum, Error> {
             if let Some(message) = Message::find_latest(id)?
                 && message.is_open()
             {
-                settle::complete(&message, &chunks)?;
+                settle::complete(&message, &chunks, false)?;
             }
         }
     }

@@ -53,8 +53,12 @@ impl Layout {
             let mut layout = Self {
                 is_original: false,
                 table: (*relation).rd_id,
-                index: crate::lookup::unique_index(c"message_chunks_pkey", schema, (*relation).rd_id)
-                    .ok_or(Error::NotInstalled)?,
+                index: crate::lookup::unique_index(
+                    c"message_chunks_pkey",
+                    schema,
+                    (*relation).rd_id,
+                )
+                .ok_or(Error::NotInstalled)?,
                 message: column(c"message_id", pg_sys::UUIDOID)?,
                 number: column(c"chunk_index", pg_sys::INT4OID)?,
                 is_final: column(c"is_final", pg_sys::BOOLOID)?,
@@ -95,8 +99,15 @@ impl Chunks {
 
     /// Chunks of a message from an index on.
     pub fn from(&self, message: Uuid, index: i32, view: View) -> Scan<'_> {
-        Scan::begin(self, &[(self.layout.message, EQUAL, pg_sys::F_UUID_EQ, arg(message)),
-            (self.layout.number, GREATER_EQUAL, pg_sys::F_INT4GE, arg(index))], view, FORWARD)
+        Scan::begin(
+            self,
+            &[
+                (self.layout.message, EQUAL, pg_sys::F_UUID_EQ, arg(message)),
+                (self.layout.number, GREATER_EQUAL, pg_sys::F_INT4GE, arg(index)),
+            ],
+            view,
+            FORWARD,
+        )
     }
 
     /// The last chunk of a message.
@@ -445,4 +456,3 @@ pub fn assemble(chunks: &Chunks, message: Uuid, view: View) -> Result<(Builder, 
 pub fn same(stored: Datum, given: Datum) -> bool {
     Text::of(stored).bytes() == Text::of(given).bytes()
 }
-

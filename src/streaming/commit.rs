@@ -3,9 +3,9 @@
 
 use std::cell::{Cell, RefCell};
 
+use pgrx::Uuid;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, XLogRecPtr};
-use pgrx::Uuid;
 
 use super::message::Message;
 use super::{append, lock, memory, notice};
@@ -113,12 +113,14 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut st
 #[pg_guard]
 unsafe extern "C-unwind" fn at_end_of_part(
     event: pg_sys::SubXactEvent::Type,
-    _id: pg_sys::SubTransactionId,
+    id: pg_sys::SubTransactionId,
     _parent: pg_sys::SubTransactionId,
     _arg: *mut std::ffi::c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         memory::forget();
+        append::forget_claim();
+        notice::rolled_back(id);
     }
 }
 
@@ -143,8 +145,7 @@ fn relax() {
         // SAFETY: backend-local state.
         unsafe {
             SYNCHRONOUS_COMMIT.set(Some(pg_sys::synchronous_commit));
-            pg_sys::synchronous_commit =
-                pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
+            pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
         }
     }
 }

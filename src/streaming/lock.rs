@@ -46,12 +46,22 @@ pub fn forget() {
 
 /// Waits until nobody else writes to the message.
 pub fn message(id: Uuid) -> Result<(), Error> {
-    if TAKEN.get() >= MOST_LOCKS {
-        as_owner(&[c"messages"], || LOCK_ROW.run(&[arg(id)], |_| ()))?;
+    if TAKEN.get() < MOST_LOCKS {
+        take(MESSAGE, id, false);
         return Ok(());
     }
-    take(MESSAGE, id, false);
-    Ok(())
+    let tag = tag(MESSAGE, id);
+    // SAFETY: a valid tag. Taken twice if it was taken before, and given back once.
+    unsafe { pg_sys::LockAcquire(&tag, EXCLUSIVE, false, false) };
+    let locked = row(id);
+    // SAFETY: taken above. From here on the row says that the message is in use.
+    unsafe { pg_sys::LockRelease(&tag, EXCLUSIVE, false) };
+    locked
+}
+
+/// Waits for those who have locked the message's row, and does so, too.
+pub fn row(id: Uuid) -> Result<(), Error> {
+    as_owner(&[c"messages"], || LOCK_ROW.run(&[arg(id)], |_| ())).map(|_| ())
 }
 
 /// The same without waiting: whether the message is free, and this transaction may lock more.

@@ -15,7 +15,7 @@ use crate::plan::{self, READ_LOCK, Row};
 /// A version of a row, and where it lies.
 #[derive(Clone, Copy)]
 pub struct Version {
-    pub table: Oid,
+    table: Oid,
     place: ItemPointerData,
     xmin: TransactionId,
 }
@@ -29,8 +29,7 @@ impl Version {
         }
     }
 
-    /// Whether it is still the row's latest. Nobody who holds the lock of the message has changed it
-    /// then; who does without is not waited for here either.
+    /// Whether it is still the row's latest, and nobody has it locked.
     fn is_latest(&self) -> Result<bool, Error> {
         let relation = plan::open(self.table)?;
         // SAFETY: the table is open and locked; a block that was cut off is not read. The place may
@@ -42,7 +41,7 @@ impl Version {
             let found = (*(*relation).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
                 && block < pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN)
                 && pg_sys::heap_fetch(relation, self_snapshot(), &mut tuple, &mut buffer, false);
-            let latest = found && xmin(&tuple) == self.xmin;
+            let latest = found && xmin(&tuple) == self.xmin && !is_held(&tuple);
             if found {
                 pg_sys::ReleaseBuffer(buffer);
             }
@@ -57,6 +56,27 @@ const MAIN: pg_sys::ForkNumber::Type = pg_sys::ForkNumber::MAIN_FORKNUM;
 
 fn self_snapshot() -> pg_sys::Snapshot {
     &raw mut pg_sys::SnapshotSelfData
+}
+
+/// Whether another transaction that still runs has locked or changed the row.
+///
+/// # Safety
+///
+/// The tuple must be in memory.
+pub unsafe fn is_held(tuple: &pg_sys::HeapTupleData) -> bool {
+    unsafe {
+        let header = &*tuple.t_data;
+        let marks = u32::from(header.t_infomask);
+        let xmax = header.t_choice.t_heap.t_xmax;
+        if marks & pg_sys::HEAP_XMAX_INVALID != 0 {
+            false
+        } else if marks & pg_sys::HEAP_XMAX_IS_MULTI != 0 {
+            pg_sys::MultiXactIdIsRunning(xmax, false)
+        } else {
+            !pg_sys::TransactionIdIsCurrentTransactionId(xmax)
+                && pg_sys::TransactionIdIsInProgress(xmax)
+        }
+    }
 }
 
 /// # Safety
@@ -87,6 +107,11 @@ pub fn keep(message: &Message) {
     LAST.set(Some(Memory { message: *message, next: None, generation: plan::generation() }));
 }
 
+/// The conversation of the message, which it never leaves.
+pub fn conversation(id: Uuid) -> Option<Uuid> {
+    LAST.get().filter(|last| last.message.id == id).map(|last| last.message.conversation)
+}
+
 /// The message, if nothing has changed it since; if something has, nothing is remembered of it any
 /// more. Whoever asks holds its lock.
 pub fn recall(id: Uuid) -> Result<Option<Message>, Error> {
@@ -104,7 +129,7 @@ pub fn keep_next(id: Uuid, next: i32) {
     }
 }
 
-/// Where the next chunk goes unless another backend has put one there since.
+/// Where the next chunk goes, unless another backend has put one there or further on since.
 pub fn next(id: Uuid) -> Option<i32> {
     LAST.get().filter(|last| last.message.id == id)?.next
 }

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::ffi::CStr;
 
-use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use pgrx::Uuid;
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 
-use super::memory::Version;
+use super::lock;
+use super::memory::{self, Version, is_held};
 use crate::access::{Level, is_restricted, level_in};
 use crate::error::Error;
 use crate::function::{argument, c_function};
@@ -53,6 +54,8 @@ pub struct Message {
     /// status is completed like that of any other, and stream into it.
     pub is_blank: bool,
     pub version: Version,
+    /// Whether another transaction has its row locked.
+    is_held: bool,
 }
 
 impl Message {
@@ -86,28 +89,58 @@ impl Message {
             },
             is_blank: row.is_empty_text(c"content") && row.is_null(c"completed_at"),
             version: Version::of(row),
+            // SAFETY: a row at hand.
+            is_held: unsafe { is_held(&*row.tuple) },
         }))
     }
 
-    /// Refuses those who may not have this level, in the words for a message that does not exist.
-    pub fn require(&self, level: Level) -> Result<(), Error> {
-        if self.allows(level)? { Ok(()) } else { Err(Error::NoSuchMessage(self.id)) }
-    }
-
-    /// Whether the caller has to be asked who he is.
-    pub fn is_restricted(&self) -> Result<bool, Error> {
-        Ok(is_restricted(self.version.table))
+    /// Locks a message for somebody who may write in it. For others there is no such message, and
+    /// they do not wait to hear it: the lock would tell them, and they would stand in the way.
+    pub fn claim(id: Uuid) -> Result<Self, Error> {
+        let refused = || Error::NoSuchMessage(id);
+        let is_restricted = is_restricted(table(c"messages")?);
+        if is_restricted {
+            let known = memory::conversation(id);
+            let conversation = || Ok(Self::find(id)?.map(|message| message.conversation));
+            now(|| match known.map_or_else(conversation, |known| Ok(Some(known)))? {
+                Some(conversation) if may(conversation, Level::Write)? => Ok(()),
+                _ => Err(refused()),
+            })?;
+        }
+        lock::message(id)?;
+        if let Some(message) = memory::recall(id)? {
+            // He may have lost the right while he waited.
+            if !is_restricted || now(|| may(message.conversation, Level::Write))? {
+                return Ok(message);
+            }
+            return Err(refused());
+        }
+        let mut message = Self::find_latest(id)?.ok_or_else(refused)?;
+        if message.is_held {
+            // By somebody who writes to more messages than he can hold locks of.
+            lock::row(id)?;
+            message = Self::find_latest(id)?.ok_or_else(refused)?;
+        }
+        if is_restricted && !now(|| may(message.conversation, Level::Write))? {
+            return Err(refused());
+        }
+        if message.status == Status::Streaming {
+            memory::keep(&message);
+        }
+        Ok(message)
     }
 
     pub fn allows(&self, level: Level) -> Result<bool, Error> {
-        if !self.is_restricted()? {
-            return Ok(true);
-        }
-        Ok(match person()? {
-            Some(person) => level_in(self.conversation, &person)? >= level,
-            None => false,
-        })
+        Ok(!is_restricted(table(c"messages")?) || may(self.conversation, level)?)
     }
+}
+
+/// Whether a caller who is bound by row level security has this level.
+fn may(conversation: Uuid, level: Level) -> Result<bool, Error> {
+    Ok(match person()? {
+        Some(person) => level_in(conversation, &person)? >= level,
+        None => false,
+    })
 }
 
 /// The label of the enum value in the column of that name.

@@ -67,6 +67,10 @@ pub fn aborted() {
     LISTENING.with_borrow_mut(Listening::aborted);
 }
 
+pub fn rolled_back(part: pg_sys::SubTransactionId) {
+    LISTENING.with_borrow_mut(|listening| listening.rolled_back(part));
+}
+
 fn words(id: Uuid) -> String {
     uuid::Uuid::from_bytes(*id.as_bytes()).to_string()
 }
@@ -84,32 +88,54 @@ thread_local! {
 struct Listening {
     conversations: HashSet<Uuid>,
     /// What the running transaction begins and ends, in order.
-    pending: Vec<(Uuid, bool)>,
+    pending: Vec<Change>,
+}
+
+struct Change {
+    conversation: Uuid,
+    begins: bool,
+    part: pg_sys::SubTransactionId,
 }
 
 impl Listening {
+    fn change(&mut self, conversation: Uuid, begins: bool) {
+        // SAFETY: reads backend-local state.
+        let part = unsafe { pg_sys::GetCurrentSubTransactionId() };
+        self.pending.push(Change { conversation, begins, part });
+    }
+
+    /// Parts are numbered as they begin: what is in one that is rolled back has no lower number.
+    fn rolled_back(&mut self, part: pg_sys::SubTransactionId) {
+        let kept = self.pending.iter().position(|change| change.part >= part);
+        let gone = self.pending.split_off(kept.unwrap_or(self.pending.len()));
+        self.release(&gone);
+    }
+
     fn committed(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        for (conversation, begins) in &pending {
-            if *begins {
-                self.conversations.insert(*conversation);
+        for change in &pending {
+            if change.begins {
+                self.conversations.insert(change.conversation);
             } else {
-                self.conversations.remove(conversation);
+                self.conversations.remove(&change.conversation);
             }
         }
-        self.release(pending);
+        self.release(&pending);
     }
 
     fn aborted(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        self.release(pending);
+        self.release(&pending);
     }
 
     /// Gives back the locks that no conversation needs any more.
-    fn release(&self, changed: Vec<(Uuid, bool)>) {
-        for (conversation, _) in changed {
-            if !self.conversations.iter().any(|kept| lock::is_shared(*kept, conversation)) {
-                lock::unlisten(conversation);
+    fn release(&self, changed: &[Change]) {
+        for change in changed {
+            let begun = self.pending.iter().filter(|change| change.begins);
+            let mut needed =
+                self.conversations.iter().copied().chain(begun.map(|change| change.conversation));
+            if !needed.any(|needed| lock::is_shared(needed, change.conversation)) {
+                lock::unlisten(change.conversation);
             }
         }
     }
@@ -132,7 +158,7 @@ fn listen(call: FunctionCallInfo) -> Result<Datum, Error> {
     unsafe { pg_sys::Async_Listen(channel.as_ptr()) };
     // Before the transaction commits, for from then on notices are expected.
     lock::listen(conversation);
-    LISTENING.with_borrow_mut(|listening| listening.pending.push((conversation, true)));
+    LISTENING.with_borrow_mut(|listening| listening.change(conversation, true));
     let channel = channel.into_string().unwrap_or_default();
     Ok(channel.into_datum().unwrap_or(Datum::from(0)))
 }
@@ -157,7 +183,7 @@ fn unlisten(call: FunctionCallInfo) -> Result<Datum, Error> {
     let conversation = subject(call)?;
     // SAFETY: a C string, which is copied.
     unsafe { pg_sys::Async_Unlisten(channel(conversation).as_ptr()) };
-    LISTENING.with_borrow_mut(|listening| listening.pending.push((conversation, false)));
+    LISTENING.with_borrow_mut(|listening| listening.change(conversation, false));
     Ok(Datum::from(0))
 }
 

@@ -4,22 +4,15 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Builder, Chunks, View, assemble};
-use super::message::{Message, Status};
 use super::commit::{self, News};
 use super::lock;
-use crate::access::{Level, require_privilege};
+use super::message::{Message, Status};
+use crate::access::require_privilege;
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
 use crate::settings::with_index_scans;
-
-/// Whoever adds to more messages than he may hold locks of has locked the row instead.
-static LOCK_ROW: Statement = Statement {
-    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 \
-          for no key update",
-    types: &[pg_sys::UUIDOID],
-};
 
 static SETTLE: Statement = Statement {
     sql: "update @extschema@.messages set \
@@ -126,17 +119,13 @@ pub fn remove_chunks(id: Uuid) -> Result<i32, Error> {
     Ok(removed.flatten().unwrap_or(0))
 }
 
-/// Locks a message that somebody wants to end, who may write in it.
+/// Locks a message that somebody wants to end, who may write in it. The row is locked, too: whoever
+/// adds to more messages than he may hold locks of has locked it instead.
 fn claim(call: FunctionCallInfo) -> Result<Message, Error> {
     // SAFETY: all are declared with the message first.
     let id: Uuid = unsafe { argument(call, 0) }.ok_or(Error::Missing("message_id"))?;
-    lock::message(id)?;
-    let allowed = |message: &Message| message.require(Level::Write);
-    super::message::now(|| Message::find(id)?.ok_or(Error::NoSuchMessage(id)).and_then(|message| {
-        allowed(&message)?;
-        Ok(message)
-    }))?;
-    as_owner(&[c"messages"], || LOCK_ROW.run(&[arg(id)], |_| ()))?;
+    Message::claim(id)?;
+    lock::row(id)?;
     Message::find_latest(id)?.ok_or(Error::NoSuchMessage(id))
 }
 
@@ -190,11 +179,12 @@ fn up_to(text: &[u8], most: usize) -> usize {
     (0..=most).rev().find(|n| text[*n] & 0xC0 != 0x80).unwrap_or(0)
 }
 
-/// Completes a message whose final chunk is there, unless one before it is missing.
-pub fn complete(message: &Message, chunks: &Chunks) -> Result<(), Error> {
+/// Completes a message whose final chunk is there, or that is told to be whole, unless a chunk is
+/// missing.
+pub fn complete(message: &Message, chunks: &Chunks, is_whole: bool) -> Result<(), Error> {
     let (text, prefix) = assemble(chunks, message.id, View::Instant)?;
     let last = chunks.last(message.id, View::Instant);
-    if last.is_some_and(|last| last.index >= prefix.next) {
+    if last.is_some_and(|last| last.index >= prefix.next) || !(prefix.is_final || is_whole) {
         commit::touch(message, News::Chunks);
         return Ok(());
     }

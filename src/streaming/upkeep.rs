@@ -5,10 +5,10 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Chunks, View};
-use super::message::{Message, Status, now, table};
 use super::commit::{self, News};
+use super::message::{Message, Status, now, table};
 use super::{lock, settle};
-use crate::access::{Level, is_restricted, require_privilege};
+use crate::access::{is_restricted, require_privilege};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::owner::as_owner;
@@ -108,20 +108,9 @@ fn clean_up_one(call: FunctionCallInfo) -> Result<Datum, Error> {
     require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
     // SAFETY: declared as (uuid).
     let id: Uuid = unsafe { argument(call, 0) }.ok_or(Error::Missing("msg_id"))?;
-    lock::message(id)?;
-    let message = now(|| {
-        let message = Message::find(id)?;
-        message.as_ref().map_or(Ok(()), |message| message.require(Level::Write))?;
-        Ok(message)
-    })?;
-    let removed = match message {
-        Some(message) if !message.is_open() && message.status != Status::Interrupted => {
-            clean_up(&message)?
-        }
-        Some(_) => 0,
-        None => return Err(Error::NoSuchMessage(id)),
-    };
-    Ok(Datum::from(removed))
+    let message = Message::claim(id)?;
+    let is_over = !message.is_open() && message.status != Status::Interrupted;
+    Ok(Datum::from(if is_over { clean_up(&message)? } else { 0 }))
 }
 
 /// The caller holds the message's lock; no text is lost.

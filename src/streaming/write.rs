@@ -28,7 +28,7 @@ pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), E
         return Ok(());
     }
     if is_plain(chunks)? {
-        insert_directly(chunks, message, rows, false);
+        insert_directly(chunks, message, rows);
         return Ok(());
     }
     CHECKED.set(Some(message));
@@ -38,12 +38,6 @@ pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), E
     });
     CHECKED.set(None);
     result
-}
-
-/// The same for rows that are believed to be new; false, and nothing is written, if one is not. The
-/// index says so on the way, which saves looking first.
-pub fn insert_if_free(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<bool, Error> {
-    Ok(is_plain(chunks)? && insert_directly(chunks, message, rows, true))
 }
 
 static INSERT: Statement = Statement {
@@ -86,7 +80,7 @@ fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
             && !(*relation.rd_rel).relispartition
             && (constraints.is_null()
                 || (*constraints).num_check == 0 && !(*constraints).has_generated_stored)
-            && !owner::has_other_triggers(chunks.relation)
+            && !owner::has_triggers(chunks.relation, |_, is_ours| !is_ours)
             && has_own_policies_only(chunks.relation)
     };
     PLAIN.set(Some((plan::generation(), chunks.table(), plain)));
@@ -115,9 +109,7 @@ unsafe fn has_own_policies_only(relation: pg_sys::Relation) -> bool {
 /// So many rows go into the table at once, each page written once and logged once.
 const AT_ONCE: usize = 64;
 
-/// With `or_not`, takes everything back and returns false where another row is in the way, which
-/// is an error else.
-fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bool) -> bool {
+fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
     let message = message.into_datum().unwrap_or(Datum::from(0));
     // SAFETY: what the executor does for an INSERT, on an open table locked for writing, whose
     // columns are those of the layout and no others. An ERROR leaves the clean-up to the abort.
@@ -132,7 +124,6 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bo
         pg_sys::ExecOpenIndices(target, false);
 
         let now = pg_sys::GetCurrentTimestamp();
-        let (mut is_free, mut written) = (true, Vec::with_capacity(rows.len()));
         let slots: Vec<*mut pg_sys::TupleTableSlot> = (0..rows.len().min(AT_ONCE))
             .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
             .collect();
@@ -152,11 +143,7 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bo
             }
             store(relation, &slots[..batch.len()]);
             for slot in &slots[..batch.len()] {
-                is_free &= index(target, *slot, state, or_not);
-                written.push((**slot).tts_tid);
-            }
-            if !is_free {
-                break;
+                index(target, *slot, state);
             }
             if rows.len() > AT_ONCE {
                 pgrx::check_for_interrupts!();
@@ -167,13 +154,6 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk], or_not: bo
         }
         pg_sys::ExecCloseIndices(target);
         pg_sys::FreeExecutorState(state);
-        if !is_free {
-            pg_sys::CommandCounterIncrement();
-            for mut place in written {
-                pg_sys::simple_heap_delete(relation, &mut place);
-            }
-        }
-        is_free
     }
 }
 
@@ -198,22 +178,16 @@ unsafe fn store(relation: pg_sys::Relation, slots: &[*mut pg_sys::TupleTableSlot
     }
 }
 
-/// Whether the row is alone with its keys.
 unsafe fn index(
     target: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     state: *mut pg_sys::EState,
-    or_not: bool,
-) -> bool {
+) {
     let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
     unsafe {
         #[cfg(feature = "pg15")]
-        let in_doubt =
-            pg_sys::ExecInsertIndexTuples(target, slot, state, false, or_not, conflict, arbiters);
+        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters);
         #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-        let in_doubt = pg_sys::ExecInsertIndexTuples(
-            target, slot, state, false, or_not, conflict, arbiters, false,
-        );
-        in_doubt.is_null()
+        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters, false);
     }
 }
