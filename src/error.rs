@@ -10,6 +10,8 @@ pub enum Error {
     NotInstalled,
     #[error("column {0} is not of the type that the extension made it with")]
     ColumnChanged(String),
+    #[error("message_chunks_pkey does not have the chunks of each message in order")]
+    NoChunkOrder,
     #[error("a name of pg_conversation stands for something other than an ordinary table")]
     NotATable,
     #[error("table {0} does not belong to the owner of schema_version")]
@@ -105,6 +107,12 @@ impl Error {
             Error::ColumnChanged(_) => (
                 ERRCODE_DATATYPE_MISMATCH,
                 "Change it back with ALTER TABLE ... ALTER COLUMN ... TYPE.".into(),
+            ),
+            Error::NoChunkOrder => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Run ALTER TABLE message_chunks ADD CONSTRAINT message_chunks_pkey \
+                 PRIMARY KEY (message_id, chunk_index)."
+                    .into(),
             ),
             Error::NotATable => (
                 ERRCODE_WRONG_OBJECT_TYPE,

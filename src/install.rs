@@ -249,6 +249,7 @@ pub fn objects(script: &str) -> Vec<(&'static str, String)> {
             ["create", "index", name, ..] | ["create", "unique", "index", name, ..] => {
                 found.push(("index", plain(name)));
             }
+            ["constraint", name, "primary" | "unique", ..] => found.push(("index", plain(name))),
             ["create", "policy", name, "on", table, ..] => {
                 found.push(("policy", format!("{name} on {}", plain(table))));
             }

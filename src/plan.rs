@@ -234,14 +234,19 @@ impl Row {
         self.column(name).and_then(|n| self.raw(n)).is_none()
     }
 
+    /// A text as it is stored; null, too, when the column is of another type.
+    pub fn text(&self, name: &CStr) -> Option<Datum> {
+        let n = self.column(name)?;
+        // SAFETY: a column of the descriptor.
+        let is_text = unsafe { pg_sys::SPI_gettypeid(self.desc, n) } == pg_sys::TEXTOID;
+        is_text.then(|| self.raw(n)).flatten()
+    }
+
     /// Whether a text is empty; a long one, which may be stored elsewhere, is not fetched for that.
     pub fn is_empty_text(&self, name: &CStr) -> bool {
-        let Some(n) = self.column(name) else { return false };
-        // SAFETY: the type was looked at; the size of a text is told by its first bytes.
-        unsafe {
-            pg_sys::SPI_gettypeid(self.desc, n) == pg_sys::TEXTOID
-                && self.raw(n).is_some_and(|text| pg_sys::toast_raw_datum_size(text) == VARHDRSZ)
-        }
+        // SAFETY: the size of a text is told by its first bytes.
+        let size = |text| unsafe { pg_sys::toast_raw_datum_size(text) };
+        self.text(name).is_some_and(|text| size(text) == pg_sys::VARHDRSZ)
     }
 
     /// The number of a column.
@@ -255,8 +260,6 @@ impl Row {
         self.get(self.column(name)?)
     }
 }
-
-const VARHDRSZ: usize = pg_sys::VARHDRSZ;
 
 fn first_row<T>(read: impl FnOnce(&Row) -> T) -> Option<T> {
     // SAFETY: SPI_tuptable and SPI_processed describe the statement that has just run.

@@ -226,7 +226,6 @@ pub fn forget_claim() {
 pub fn forget() {
     CLAIMED.set(None);
     ENDING.with_borrow_mut(Vec::clear);
-    write::forget();
 }
 
 fn command() -> (pg_sys::CommandId, pg_sys::SubTransactionId) {

@@ -9,6 +9,7 @@ use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u};
 use pgrx::{IntoDatum, Uuid};
 
 use crate::error::Error;
+use crate::lookup::unique_index;
 use crate::plan::{self, READ_LOCK, Row};
 
 /// Column numbers of the table, and the index that has the chunks in order.
@@ -53,12 +54,7 @@ impl Layout {
             let mut layout = Self {
                 is_original: false,
                 table: (*relation).rd_id,
-                index: crate::lookup::unique_index(
-                    c"message_chunks_pkey",
-                    schema,
-                    (*relation).rd_id,
-                )
-                .ok_or(Error::NotInstalled)?,
+                index: Oid::INVALID,
                 message: column(c"message_id", pg_sys::UUIDOID)?,
                 number: column(c"chunk_index", pg_sys::INT4OID)?,
                 is_final: column(c"is_final", pg_sys::BOOLOID)?,
@@ -68,10 +64,31 @@ impl Layout {
             let columns =
                 [layout.message, layout.created, layout.number, layout.is_final, layout.content];
             layout.is_original = columns == [1, 2, 3, 4, 5];
+            let index = unique_index(c"message_chunks_pkey", schema, layout.table);
+            layout.index = index
+                .filter(|index| is_in_order(*index, &[layout.message, layout.number]))
+                .ok_or(Error::NoChunkOrder)?;
             layout
         };
         LAYOUT.set(Some((plan::generation(), layout)));
         Ok(layout)
+    }
+}
+
+/// Whether an index has all rows in ascending order of these columns.
+fn is_in_order(index: Oid, columns: &[i32]) -> bool {
+    // SAFETY: open and locked while it is looked at; its arrays have an entry for each key column.
+    unsafe {
+        let relation = pg_sys::index_open(index, READ_LOCK);
+        let form = &*(*relation).rd_index;
+        let keys = form.indkey.values.as_slice(form.indnatts as usize);
+        let fits = form.indnkeyatts as usize == columns.len()
+            && pg_sys::RelationGetIndexPredicate(relation).is_null()
+            && columns.iter().enumerate().all(|(n, column)| {
+                i32::from(keys[n]) == *column && *(*relation).rd_indoption.add(n) == 0
+            });
+        pg_sys::index_close(relation, READ_LOCK);
+        fits
     }
 }
 
@@ -300,6 +317,8 @@ impl<'a> Scan<'a> {
     }
 }
 
+const COLUMNS: u32 = 5;
+
 /// The columns before the text, as they lie in a row without nulls.
 #[repr(C)]
 struct Fixed {
@@ -319,7 +338,10 @@ impl Scan<'_> {
     unsafe fn read_in_place(row: &Row) -> Option<Chunk> {
         unsafe {
             let header = (*row.tuple).t_data;
-            if u32::from((*header).t_infomask) & pg_sys::HEAP_HASNULL != 0 {
+            let columns = u32::from((*header).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
+            let has_null = u32::from((*header).t_infomask) & pg_sys::HEAP_HASNULL != 0;
+            // A row may be older than a column.
+            if has_null || columns < COLUMNS {
                 return None;
             }
             let start = header.cast::<u8>().add(usize::from((*header).t_hoff));

@@ -44,11 +44,14 @@ pub fn forget() {
     TAKEN.set(0);
 }
 
-/// Waits until nobody else writes to the message.
-pub fn message(id: Uuid) -> Result<(), Error> {
+/// Waits until nobody else writes to the message, and tells whether it had to.
+pub fn message(id: Uuid) -> Result<bool, Error> {
     if TAKEN.get() < MOST_LOCKS {
-        take(MESSAGE, id, false);
-        return Ok(());
+        let is_free = take(MESSAGE, id, true);
+        if !is_free {
+            take(MESSAGE, id, false);
+        }
+        return Ok(!is_free);
     }
     let tag = tag(MESSAGE, id);
     // SAFETY: a valid tag. Taken twice if it was taken before, and given back once.
@@ -56,7 +59,7 @@ pub fn message(id: Uuid) -> Result<(), Error> {
     let locked = row(id);
     // SAFETY: taken above. From here on the row says that the message is in use.
     unsafe { pg_sys::LockRelease(&tag, EXCLUSIVE, false) };
-    locked
+    locked.map(|()| true)
 }
 
 /// Waits for those who have locked the message's row, and does so, too.

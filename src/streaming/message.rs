@@ -107,21 +107,22 @@ impl Message {
                 _ => Err(refused()),
             })?;
         }
-        lock::message(id)?;
+        let mut has_waited = lock::message(id)?;
         if let Some(message) = memory::recall(id)? {
             // He may have lost the right while he waited.
-            if !is_restricted || now(|| may(message.conversation, Level::Write))? {
-                return Ok(message);
+            if is_restricted && has_waited && !now(|| may(message.conversation, Level::Write))? {
+                return Err(refused());
             }
-            return Err(refused());
+            return Ok(message);
         }
         let mut message = Self::find_latest(id)?.ok_or_else(refused)?;
         if message.is_held {
             // By somebody who writes to more messages than he can hold locks of.
             lock::row(id)?;
+            has_waited = true;
             message = Self::find_latest(id)?.ok_or_else(refused)?;
         }
-        if is_restricted && !now(|| may(message.conversation, Level::Write))? {
+        if is_restricted && has_waited && !now(|| may(message.conversation, Level::Write))? {
             return Err(refused());
         }
         if message.status == Status::Streaming {

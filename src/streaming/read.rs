@@ -57,7 +57,7 @@ fn text_of(message: &Message) -> Result<Option<Datum>, Error> {
 
 fn stored_text(id: Uuid) -> Result<Option<Datum>, Error> {
     let text = lookup::find(c"messages", c"messages_pkey", &by_id(c"id", id)?, |row| {
-        row.column(c"content").and_then(|n| row.raw(n)).map(copy)
+        row.text(c"content").map(copy)
     })?;
     Ok(text.flatten())
 }

@@ -31,13 +31,27 @@ pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), E
         insert_directly(chunks, message, rows);
         return Ok(());
     }
-    CHECKED.set(Some(message));
-    let result = rows.iter().try_for_each(|row| {
+    let _checked = Checked::begin(message);
+    rows.iter().try_for_each(|row| {
         let args = [arg(message), arg(row.index), Some(row.content), arg(row.is_final)];
         INSERT.run(&args, |_| ()).map(|_| ())
-    });
-    CHECKED.set(None);
-    result
+    })
+}
+
+/// While it lives, rows of the message go by the trigger unasked.
+struct Checked;
+
+impl Checked {
+    fn begin(message: Uuid) -> Self {
+        CHECKED.set(Some(message));
+        Self
+    }
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        CHECKED.set(None);
+    }
 }
 
 static INSERT: Statement = Statement {
@@ -54,11 +68,6 @@ thread_local! {
 
 pub fn is_checked(message: Uuid) -> bool {
     CHECKED.get() == Some(message)
-}
-
-/// At the end of a transaction.
-pub fn forget() {
-    CHECKED.set(None);
 }
 
 const COLUMNS: usize = 5;
