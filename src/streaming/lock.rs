@@ -24,13 +24,23 @@ const EXCLUSIVE: LOCKMODE = pg_sys::ExclusiveLock as LOCKMODE;
 const ROW_EXCLUSIVE: LOCKMODE = pg_sys::RowExclusiveLock as LOCKMODE;
 const SHARE: LOCKMODE = pg_sys::ShareLock as LOCKMODE;
 
-/// The lock table of a server has room for some thousands. A transaction that writes to more
-/// messages than this locks the rows of the rest, as ending a message does, too.
-const MOST_LOCKS: usize = 1000;
+/// The lock table of a server has room for so many locks a transaction. One that writes to more
+/// messages than half of that locks the rows of the rest.
+fn most_locks() -> usize {
+    // SAFETY: a setting that never changes.
+    let most = unsafe { pg_sys::max_locks_per_xact };
+    usize::try_from(most / 2).unwrap_or_default()
+}
 
 static LOCK_ROW: Statement = Statement {
     sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 \
           for no key update",
+    types: &[pg_sys::UUIDOID],
+};
+
+static LOCK_ROW_IF_FREE: Statement = Statement {
+    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1 \
+          for no key update skip locked",
     types: &[pg_sys::UUIDOID],
 };
 
@@ -46,20 +56,24 @@ pub fn forget() {
 
 /// Waits until nobody else writes to the message, and tells whether it had to.
 pub fn message(id: Uuid) -> Result<bool, Error> {
-    if TAKEN.get() < MOST_LOCKS {
+    if TAKEN.get() < most_locks() {
         let is_free = take(MESSAGE, id, true);
         if !is_free {
             take(MESSAGE, id, false);
         }
         return Ok(!is_free);
     }
-    let tag = tag(MESSAGE, id);
-    // SAFETY: a valid tag. Taken twice if it was taken before, and given back once.
-    unsafe { pg_sys::LockAcquire(&tag, EXCLUSIVE, false, false) };
-    let locked = row(id);
-    // SAFETY: taken above. From here on the row says that the message is in use.
-    unsafe { pg_sys::LockRelease(&tag, EXCLUSIVE, false) };
-    locked.map(|()| true)
+    take(MESSAGE, id, false);
+    row(id)?;
+    give_back(id);
+    Ok(true)
+}
+
+/// From here on the row says that the message is in use. What was taken before, too, stays taken.
+fn give_back(id: Uuid) {
+    // SAFETY: taken by the caller.
+    unsafe { pg_sys::LockRelease(&tag(MESSAGE, id), EXCLUSIVE, false) };
+    TAKEN.set(most_locks());
 }
 
 /// Waits for those who have locked the message's row, and does so, too.
@@ -67,9 +81,18 @@ pub fn row(id: Uuid) -> Result<(), Error> {
     as_owner(&[c"messages"], || LOCK_ROW.run(&[arg(id)], |_| ())).map(|_| ())
 }
 
-/// The same without waiting: whether the message is free, and this transaction may lock more.
-pub fn message_if_free(id: Uuid) -> bool {
-    TAKEN.get() < MOST_LOCKS && take(MESSAGE, id, true)
+/// The same without waiting: whether nobody else writes to the message.
+pub fn message_if_free(id: Uuid) -> Result<bool, Error> {
+    let has_room = TAKEN.get() < most_locks();
+    if !take(MESSAGE, id, true) {
+        return Ok(false);
+    }
+    if has_room {
+        return Ok(true);
+    }
+    let locked = as_owner(&[c"messages"], || LOCK_ROW_IF_FREE.run(&[arg(id)], |_| ()))?.is_some();
+    give_back(id);
+    Ok(locked)
 }
 
 fn take(kind: u16, id: Uuid, dont_wait: bool) -> bool {

@@ -43,7 +43,7 @@ static IS_OVER: Statement = Statement {
     types: &[pg_sys::UUIDOID, pg_sys::INTERVALOID, pg_sys::TIMESTAMPTZOID],
 };
 
-/// Locks taken in one call are held until it commits.
+/// What is locked in one call stays so until it commits.
 const MOST_AT_ONCE: i32 = 1000;
 
 c_function!(
@@ -60,7 +60,7 @@ fn recover(call: FunctionCallInfo) -> Result<Datum, Error> {
     let mut recovered = 0;
     for id in stalled(idle, most, None)?.unwrap_or_default() {
         // Its producer may have come back before the lock was got.
-        if lock::message_if_free(id)
+        if lock::message_if_free(id)?
             && stalled(idle, 1, Some(id))?.is_some()
             && let Some(message) = Message::find_latest(id)?
         {
@@ -140,24 +140,27 @@ fn clean_up_many(call: FunctionCallInfo) -> Result<Datum, Error> {
         let chunks = Chunks::read()?;
         let Some(id) = now(|| Ok(chunks.next_message(after, View::Command)))? else { break };
         after = Some(id);
-        if is_over(&chunks, id, older_than)? && lock::message_if_free(id) {
+        if Message::find_latest(id)?.is_none() {
+            // Nobody can add to what is not there.
+            removed += settle::remove_chunks(id)?;
+        } else if is_over(&chunks, id, older_than)?
+            && lock::message_if_free(id)?
             // What was found before the lock was got may have changed since.
-            let message = Message::find_latest(id)?;
-            if is_over(&chunks, id, older_than)? {
-                removed += match message {
-                    Some(message) => clean_up(&message)?,
-                    None => settle::remove_chunks(id)?,
-                };
-                messages += 1;
-            }
+            && is_over(&chunks, id, older_than)?
+            && let Some(message) = Message::find_latest(id)?
+        {
+            removed += clean_up(&message)?;
+        } else {
+            continue;
         }
+        messages += 1;
     }
     Ok(Datum::from(removed))
 }
 
-/// Whether nobody needs the chunks of a message any more; nobody does if there is no message.
+/// Whether nobody needs the chunks of a message any more.
 fn is_over(chunks: &Chunks, id: Uuid, older_than: Datum) -> Result<bool, Error> {
-    let Some(message) = Message::find_latest(id)? else { return Ok(true) };
+    let Some(message) = Message::find_latest(id)? else { return Ok(false) };
     let Some(last) = now(|| Ok(chunks.last(id, View::Command)))? else { return Ok(false) };
     if matches!(message.status, Status::Pending | Status::Streaming) {
         return Ok(false);
