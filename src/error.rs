@@ -183,8 +183,8 @@ impl Error {
                 ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "An administrator can activate the user and the tenant.".into(),
             ),
-            Error::NoSuchUser(_) | Error::NoSuchConversation(_) => {
-                (ERRCODE_NO_DATA_FOUND, "Check the id, and that the caller may write there.".into())
+            Error::NoSuchUser(_) | Error::NoSuchConversation(_) | Error::NoSuchMessage(_) => {
+                (ERRCODE_NO_DATA_FOUND, "Check the id, and that the caller may use it.".into())
             }
             Error::NoSuchParent { .. } => (
                 ERRCODE_NO_DATA_FOUND,
@@ -202,9 +202,6 @@ impl Error {
                 "Retry with the same role, content, parts, parent and metadata, or use a new key."
                     .into(),
             ),
-            Error::NoSuchMessage(_) => {
-                (ERRCODE_NO_DATA_FOUND, "Check the id, and that the caller may use it.".into())
-            }
             Error::OutOfOrder { .. } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "Send again from the expected index.".into(),

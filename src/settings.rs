@@ -23,8 +23,10 @@ pub static CHUNK_COMMIT: GucSetting<ChunkCommit> =
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub enum ChunkCommit {
     /// Without waiting for the disk.
+    #[name = c"async"]
     Async,
     /// As `synchronous_commit` says.
+    #[name = c"sync"]
     Sync,
 }
 

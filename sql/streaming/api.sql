@@ -148,6 +148,10 @@ as $$
 declare
     missing text;
 begin
+    if publication is null then
+        raise exception 'publication must not be null'
+            using errcode = 'null_value_not_allowed', hint = 'Name it, or leave the argument out.';
+    end if;
     if not exists (select from pg_publication p where p.pubname = publication) then
         execute format('create publication %I', publication);
     end if;
