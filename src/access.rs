@@ -254,15 +254,21 @@ pub fn has_privilege(table: Oid, privilege: u32) -> bool {
 }
 
 /// For functions that go to a table without a statement on it: what the statement would ask first.
-pub fn require_privilege(table: &CStr, privilege: u32) -> Result<(), Error> {
+/// The privilege is wanted on the table or on each of the columns.
+pub fn require_privilege(table: &CStr, privilege: u32, columns: &[&CStr]) -> Result<(), Error> {
     let oid = plan::table(plan::home()?.schema, table)?;
-    if privilege != pg_sys::ACL_SELECT {
-        // SAFETY: raises an error where nothing may be written.
-        unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
-    }
-    if !has_privilege(oid, privilege) {
-        // SAFETY: raises the error of the statement.
-        unsafe {
+    let (privilege, ok) = (privilege as pg_sys::AclMode, pg_sys::AclResult::ACLCHECK_OK);
+    // SAFETY: look-ups in the caches of roles, columns and privileges; the error is that of the
+    // statement.
+    unsafe {
+        let role = pg_sys::GetUserId();
+        let has_column = |name: &&CStr| {
+            let n = pg_sys::get_attnum(oid, name.as_ptr());
+            n > 0 && pg_sys::pg_attribute_aclcheck(oid, n, role, privilege) == ok
+        };
+        if pg_sys::pg_class_aclcheck(oid, role, privilege) != ok
+            && (columns.is_empty() || !columns.iter().all(has_column))
+        {
             let (denied, of) =
                 (pg_sys::AclResult::ACLCHECK_NO_PRIV, pg_sys::ObjectType::OBJECT_TABLE);
             pg_sys::aclcheck_error(denied, of, table.as_ptr());

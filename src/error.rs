@@ -64,6 +64,8 @@ pub enum Error {
     ChunkDiffers { message: pgrx::Uuid, index: i32 },
     #[error("chunk {last} is the last of message {message}")]
     NotTheLast { message: pgrx::Uuid, last: i32 },
+    #[error("only a client's own statement may listen")]
+    CannotListen,
     #[error("chunk index {0} is out of range")]
     BadIndex(i32),
     #[error("message {message} is {status}")]
@@ -216,6 +218,9 @@ impl Error {
                 ERRCODE_INVALID_CURSOR_STATE,
                 "A final chunk is the one with the highest index.".into(),
             ),
+            Error::CannotListen => {
+                (ERRCODE_INSUFFICIENT_PRIVILEGE, "Call it as a statement of its own.".into())
+            }
             Error::BadIndex(_) => {
                 (ERRCODE_INVALID_PARAMETER_VALUE, "Chunks are numbered from 0.".into())
             }

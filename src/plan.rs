@@ -145,6 +145,34 @@ impl Statement {
         args: &[Arg],
         row: impl FnOnce(&Row) -> T,
     ) -> Result<Option<T>, Error> {
+        self.execute(args, row, |plan, values, nulls| {
+            // SAFETY: see execute().
+            unsafe { pg_sys::SPI_execute_plan(plan, values, nulls, false, 1) }
+        })
+    }
+
+    /// The same in a snapshot taken now even where the transaction has one of its own, as foreign
+    /// keys do: for what was found out under a lock and not in that snapshot.
+    pub fn run_now<T>(
+        &'static self,
+        args: &[Arg],
+        row: impl FnOnce(&Row) -> T,
+    ) -> Result<Option<T>, Error> {
+        self.execute(args, row, |plan, values, nulls| {
+            // SAFETY: see execute(); the snapshot is copied.
+            unsafe {
+                let (now, none) = (pg_sys::GetLatestSnapshot(), std::ptr::null_mut());
+                pg_sys::SPI_execute_snapshot(plan, values, nulls, now, none, false, true, 1)
+            }
+        })
+    }
+
+    fn execute<T>(
+        &'static self,
+        args: &[Arg],
+        row: impl FnOnce(&Row) -> T,
+        call: impl FnOnce(pg_sys::SPIPlanPtr, *mut Datum, *const std::ffi::c_char) -> i32,
+    ) -> Result<Option<T>, Error> {
         let home = home()?;
         let mut values: [Datum; MOST_ARGS] = [Datum::from(0); MOST_ARGS];
         let mut nulls = [b' ' as std::ffi::c_char; MOST_ARGS];
@@ -156,11 +184,8 @@ impl Statement {
         }
         spi(|| {
             let plan = self.plan(home.schema)?;
-            // SAFETY: connected; values and nulls are as long as the plan's arguments.
-            let status = unsafe {
-                pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), false, 1)
-            };
-            check("SPI_execute_plan", status)?;
+            // Connected; values and nulls are as long as the plan's arguments.
+            check("SPI_execute_plan", call(plan, values.as_mut_ptr(), nulls.as_ptr()))?;
             Ok(first_row(row))
         })
     }

@@ -9,8 +9,7 @@ use super::chunks::{Chunks, View, same};
 use super::commit::News;
 use super::message::{Message, Status, is_restoring};
 use super::write::{self, NewChunk};
-use super::{commit, memory, settle};
-use crate::access::require_privilege;
+use super::{commit, memory, rights, settle};
 use crate::error::Error;
 use crate::function::{Composite, argument, c_function, raw_argument};
 use crate::owner::as_owner;
@@ -75,7 +74,7 @@ fn append(call: FunctionCallInfo, contents: &[Datum]) -> Result<Datum, Error> {
     let (message, first, is_final) =
         unsafe { (argument(call, 0), argument::<i32>(call, 2), argument(call, 3)) };
     let message: Uuid = message.ok_or(Error::Missing("message_id"))?;
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    rights::to_write()?;
     let answer = commit::tokens(|| add(message, contents, first, is_final.unwrap_or(false)))?;
     Ok(ANSWER.row([answer.next.into(), answer.stop.into()]))
 }
@@ -138,7 +137,7 @@ fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Resu
 /// The first chunk of a message that was only announced makes it a stream.
 fn start(message: &Message) -> Result<(), Error> {
     if message.status != Status::Streaming {
-        as_owner(&[c"messages"], || START.run(&[arg(message.id)], |_| ()))?;
+        as_owner(&[c"messages"], || START.run_now(&[arg(message.id)], |_| ()))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
 use super::commit::{self, News};
-use crate::access::require_privilege;
+use super::rights;
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::messages::{AddOnce, known_role};
@@ -57,7 +57,7 @@ c_function!(
 );
 
 fn begin(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    rights::to_write()?;
     let raw = |n| raw_argument(call, n);
     let (conversation, role, parent, key, model, metadata) =
         (raw(0), raw(1), raw(2), raw(3), raw(4), raw(5));

@@ -8,12 +8,13 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 
 use super::lock;
 use super::memory::{self, Version, is_held};
+use super::rights::has_other_policies;
 use crate::access::{Level, is_restricted, level_in};
 use crate::error::Error;
 use crate::function::{argument, c_function};
 use crate::identity::{self, person};
 use crate::lookup::{self, by_id};
-use crate::plan::{self, Row};
+use crate::plan::{self, Row, Statement, arg};
 use crate::view::{View, still_holds};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +51,10 @@ pub struct Message {
     pub id: Uuid,
     pub conversation: Uuid,
     pub status: Status,
-    /// Whether it has no text and was never finished: older clients insert an empty message, whose
+    /// Whether it has no text and no parts and was never finished: older clients insert an empty message, whose
     /// status is completed like that of any other, and stream into it.
     pub is_blank: bool,
+    pub was_streamed: bool,
     pub version: Version,
     /// Whether another transaction has its row locked.
     is_held: bool,
@@ -87,7 +89,10 @@ impl Message {
                 Some(status) => status,
                 None => return Some(Err(Error::ColumnChanged("status".into()))),
             },
-            is_blank: row.is_empty_text(c"content") && row.is_null(c"completed_at"),
+            is_blank: row.is_empty_text(c"content")
+                && row.is_null(c"parts")
+                && row.is_null(c"completed_at"),
+            was_streamed: !row.is_null(c"completed_at"),
             version: Version::of(row),
             // SAFETY: a row at hand.
             is_held: unsafe { is_held(&*row.tuple) },
@@ -98,19 +103,21 @@ impl Message {
     /// they do not wait to hear it: the lock would tell them, and they would stand in the way.
     pub fn claim(id: Uuid) -> Result<Self, Error> {
         let refused = || Error::NoSuchMessage(id);
-        let is_restricted = is_restricted(table(c"messages")?);
+        let messages = table(c"messages")?;
+        let is_restricted = is_restricted(messages);
+        let may_write = |conversation| may(messages, id, conversation, Level::Write);
         if is_restricted {
             let known = memory::conversation(id);
             let conversation = || Ok(Self::find(id)?.map(|message| message.conversation));
             now(|| match known.map_or_else(conversation, |known| Ok(Some(known)))? {
-                Some(conversation) if may(conversation, Level::Write)? => Ok(()),
+                Some(conversation) if may_write(conversation)? => Ok(()),
                 _ => Err(refused()),
             })?;
         }
         let mut has_waited = lock::message(id)?;
         if let Some(message) = memory::recall(id)? {
             // He may have lost the right while he waited.
-            if is_restricted && has_waited && !now(|| may(message.conversation, Level::Write))? {
+            if is_restricted && has_waited && !now(|| may_write(message.conversation))? {
                 return Err(refused());
             }
             return Ok(message);
@@ -122,7 +129,7 @@ impl Message {
             has_waited = true;
             message = Self::find_latest(id)?.ok_or_else(refused)?;
         }
-        if is_restricted && has_waited && !now(|| may(message.conversation, Level::Write))? {
+        if is_restricted && has_waited && !now(|| may_write(message.conversation))? {
             return Err(refused());
         }
         if message.status == Status::Streaming {
@@ -132,16 +139,24 @@ impl Message {
     }
 
     pub fn allows(&self, level: Level) -> Result<bool, Error> {
-        Ok(!is_restricted(table(c"messages")?) || may(self.conversation, level)?)
+        let messages = table(c"messages")?;
+        Ok(!is_restricted(messages) || may(messages, self.id, self.conversation, level)?)
     }
 }
 
-/// Whether a caller who is bound by row level security has this level.
-fn may(conversation: Uuid, level: Level) -> Result<bool, Error> {
-    Ok(match person()? {
-        Some(person) => level_in(conversation, &person)? >= level,
-        None => false,
-    })
+static VISIBLE: Statement = Statement {
+    sql: "select true from @extschema@.messages where id operator(pg_catalog.=) $1",
+    types: &[pg_sys::UUIDOID],
+};
+
+/// Whether a caller who is bound by row level security has this level. Where the DBA has policies of
+/// his own, they have a say.
+fn may(messages: Oid, id: Uuid, conversation: Uuid, level: Level) -> Result<bool, Error> {
+    let Some(person) = person()? else { return Ok(false) };
+    if level_in(conversation, &person)? < level {
+        return Ok(false);
+    }
+    Ok(!has_other_policies(messages)? || VISIBLE.run_now(&[arg(id)], |_| ())?.is_some())
 }
 
 /// The label of the enum value in the column of that name.

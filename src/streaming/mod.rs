@@ -14,6 +14,7 @@ mod memory;
 mod message;
 mod notice;
 mod read;
+mod rights;
 mod settle;
 mod upkeep;
 mod write;

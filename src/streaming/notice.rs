@@ -149,6 +149,15 @@ c_function!(
 );
 
 fn listen(call: FunctionCallInfo) -> Result<Datum, Error> {
+    // SAFETY: backend-local state; in recovery it raises an error.
+    let is_client = unsafe {
+        pg_sys::PreventCommandDuringRecovery(c"listen_conversation()".as_ptr());
+        !pg_sys::InSecurityRestrictedOperation()
+            && pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND
+    };
+    if !is_client {
+        return Err(Error::CannotListen);
+    }
     let conversation = subject(call)?;
     if !may_read(conversation)? {
         return Err(Error::NoSuchConversation(conversation));

@@ -7,9 +7,9 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Chunks, View, assemble};
-use super::lock;
 use super::message::{Message, now};
-use crate::access::{Level, require_privilege};
+use super::{lock, rights};
+use crate::access::Level;
 use crate::error::Error;
 use crate::function::{argument, c_function};
 use crate::lookup::{self, by_id};
@@ -22,7 +22,7 @@ c_function!(
 );
 
 fn reconstruct(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"messages", pg_sys::ACL_SELECT)?;
+    rights::to_read_text()?;
     // SAFETY: declared as (uuid).
     let id: Option<Uuid> = unsafe { argument(call, 0) };
     let text = match id.map(visible).transpose()?.flatten() {
@@ -155,7 +155,7 @@ c_function!(
 );
 
 fn read(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_SELECT)?;
+    rights::to_read()?;
     // SAFETY: declared as (uuid, integer, integer).
     let wish = unsafe {
         Wish {
@@ -180,7 +180,7 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 const LOOK_ON_STANDBY: Duration = Duration::from_millis(50);
 
 fn wait(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_SELECT)?;
+    rights::to_read()?;
     // SAFETY: declared as (uuid, integer, integer, integer).
     let (wish, timeout) = unsafe {
         let timeout = argument::<i32>(call, 2).unwrap_or(30_000);

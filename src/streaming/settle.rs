@@ -5,9 +5,8 @@ use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Builder, Chunks, View, assemble};
 use super::commit::{self, News};
-use super::lock;
 use super::message::{Message, Status};
-use crate::access::require_privilege;
+use super::{lock, rights};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::owner::as_owner;
@@ -114,7 +113,7 @@ struct Figures {
 /// Removes all chunks of a message; how many there were.
 pub fn remove_chunks(id: Uuid) -> Result<i32, Error> {
     let removed = with_index_scans(|| {
-        as_owner(&[c"message_chunks"], || REMOVE.run(&[arg(id)], |row| row.get(1)))
+        as_owner(&[c"message_chunks"], || REMOVE.run_now(&[arg(id)], |row| row.get(1)))
     })?;
     Ok(removed.flatten().unwrap_or(0))
 }
@@ -152,7 +151,7 @@ fn settle(
         figures.latency,
         figures.metadata,
     ];
-    as_owner(&[c"messages"], || SETTLE.run(&args, |_| ()))?;
+    as_owner(&[c"messages"], || SETTLE.run_now(&args, |_| ()))?;
     has_ended(message);
     Ok(())
 }
@@ -201,7 +200,7 @@ c_function!(
 );
 
 fn finish(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    rights::to_write()?;
     let figures = Figures {
         prompt_tokens: raw_argument(call, 1),
         completion_tokens: raw_argument(call, 2),
@@ -224,7 +223,7 @@ fn finish(call: FunctionCallInfo) -> Result<Datum, Error> {
         }
         let text = (prefix.next > 0).then_some(text);
         settle(&message, Status::Completed, text, None, &figures)?;
-    } else if message.status == Status::Failed {
+    } else if message.status == Status::Failed || !message.was_streamed {
         return Err(not_streaming(&message));
     } else {
         fill_in(&message, &figures)?;
@@ -243,13 +242,14 @@ fn fill_in(message: &Message, figures: &Figures) -> Result<(), Error> {
         figures.metadata,
     ];
     as_owner(&[c"messages"], || {
-        let found = COMPARE.run(&args, |row| (row.get(1) == Some(true), row.get(2) == Some(true)));
+        let found =
+            COMPARE.run_now(&args, |row| (row.get(1) == Some(true), row.get(2) == Some(true)));
         let (agree, add) = found?.unwrap_or((false, false));
         if !agree {
             return Err(Error::FiguresDiffer(message.id));
         }
         if add {
-            FILL_IN.run(&args, |_| ())?;
+            FILL_IN.run_now(&args, |_| ())?;
         }
         Ok(())
     })
@@ -261,7 +261,7 @@ c_function!(
 );
 
 fn fail(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    rights::to_write()?;
     let error = raw_argument(call, 1).ok_or(Error::Missing("error"))?;
     let message = claim(call)?;
     if message.is_open() || message.status == Status::Interrupted {
@@ -271,7 +271,7 @@ fn fail(call: FunctionCallInfo) -> Result<Datum, Error> {
     }
     let is_again = message.status == Status::Failed
         && as_owner(&[c"messages"], || {
-            ERROR_OF.run(&[arg(message.id), Some(error)], |row| row.get(1) == Some(true))
+            ERROR_OF.run_now(&[arg(message.id), Some(error)], |row| row.get(1) == Some(true))
         })? == Some(true);
     if is_again { Ok(Datum::null()) } else { Err(not_streaming(&message)) }
 }
@@ -282,7 +282,7 @@ c_function!(
 );
 
 fn stop(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"messages", pg_sys::ACL_SELECT)?;
+    rights::to_stop()?;
     // SAFETY: declared as (uuid, integer).
     let seen: Option<i32> = unsafe { argument(call, 1) };
     let seen = seen.map(usize::try_from).transpose().map_err(|_| Error::Negative("seen_chars"))?;
@@ -320,7 +320,7 @@ c_function!(
 );
 
 fn resume(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    rights::to_write()?;
     let message = claim(call)?;
     if !message.is_open() && message.status != Status::Interrupted {
         return Err(not_streaming(&message));
@@ -330,7 +330,7 @@ fn resume(call: FunctionCallInfo) -> Result<Datum, Error> {
         if prefix.next == 0 && !message.is_blank {
             return Err(Error::ChunksGone(message.id));
         }
-        as_owner(&[c"messages"], || RESUME.run(&[arg(message.id)], |_| ()))?;
+        as_owner(&[c"messages"], || RESUME.run_now(&[arg(message.id)], |_| ()))?;
         commit::touch(&message, News::State);
     }
     Ok(prefix.next.into_datum().unwrap_or(Datum::from(0)))

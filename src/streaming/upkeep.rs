@@ -6,9 +6,8 @@ use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Chunks, View};
 use super::commit::{self, News};
-use super::message::{Message, Status, now, table};
-use super::{lock, settle};
-use crate::access::{is_restricted, require_privilege};
+use super::message::{Message, Status, now};
+use super::{lock, rights, settle};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
 use crate::owner::as_owner;
@@ -54,7 +53,7 @@ c_function!(
 );
 
 fn recover(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_upkeep()?;
+    rights::to_keep_house()?;
     let idle = raw_argument(call, 0).ok_or(Error::Missing("idle"))?;
     let most = most(call)?;
     let mut recovered = 0;
@@ -76,19 +75,10 @@ fn stalled(idle: Datum, most: i32, id: Option<Uuid>) -> Result<Option<Vec<Uuid>>
     let args = [Some(idle), arg(most), id.and_then(IntoDatum::into_datum)];
     let found = with_index_scans(|| {
         as_owner(&[c"messages", c"message_chunks"], || {
-            STALLED.run(&args, |row| row.get::<Vec<Uuid>>(1))
+            STALLED.run_now(&args, |row| row.get::<Vec<Uuid>>(1))
         })
     })?;
     Ok(found.flatten())
-}
-
-/// Whoever keeps house sees every message.
-fn require_upkeep() -> Result<(), Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_DELETE)?;
-    if is_restricted(table(c"message_chunks")?) {
-        return Err(Error::NotForMembers("this is work for the service".into()));
-    }
-    Ok(())
 }
 
 fn most(call: FunctionCallInfo) -> Result<i32, Error> {
@@ -105,7 +95,7 @@ c_function!(
 );
 
 fn clean_up_one(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT)?;
+    rights::to_write()?;
     // SAFETY: declared as (uuid).
     let id: Uuid = unsafe { argument(call, 0) }.ok_or(Error::Missing("msg_id"))?;
     let message = Message::claim(id)?;
@@ -129,7 +119,7 @@ c_function!(
 );
 
 fn clean_up_many(call: FunctionCallInfo) -> Result<Datum, Error> {
-    require_upkeep()?;
+    rights::to_keep_house()?;
     let older_than = raw_argument(call, 0).ok_or(Error::Missing("older_than"))?;
     let most = most(call)?;
     let (mut messages, mut removed) = (0, 0);
@@ -166,7 +156,7 @@ fn is_over(chunks: &Chunks, id: Uuid, older_than: Datum) -> Result<bool, Error> 
         return Ok(false);
     }
     let args: [Arg; 3] = [arg(id), Some(older_than), Some(Datum::from(last.created))];
-    let over = as_owner(&[c"messages"], || IS_OVER.run(&args, |row| row.get(1)))?;
+    let over = as_owner(&[c"messages"], || IS_OVER.run_now(&args, |row| row.get(1)))?;
     Ok(over.flatten().unwrap_or(false))
 }
 

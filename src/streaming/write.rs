@@ -7,6 +7,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::Chunks;
+use super::rights::has_policies_only;
 use crate::error::Error;
 use crate::owner;
 use crate::plan::{self, Statement, arg};
@@ -90,30 +91,13 @@ fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
             && (constraints.is_null()
                 || (*constraints).num_check == 0 && !(*constraints).has_generated_stored)
             && !owner::has_triggers(chunks.relation, |_, is_ours| !is_ours)
-            && has_own_policies_only(chunks.relation)
+            && has_policies_only(chunks.relation, &POLICIES)
     };
     PLAIN.set(Some((plan::generation(), chunks.table(), plain)));
     Ok(plain)
 }
 
 const POLICIES: [&CStr; 2] = [c"message_chunks_read", c"message_chunks_insert"];
-
-/// # Safety
-///
-/// The relation must be open.
-unsafe fn has_own_policies_only(relation: pg_sys::Relation) -> bool {
-    unsafe {
-        let policies = (*relation).rd_rsdesc;
-        if policies.is_null() || (*policies).policies.is_null() {
-            return true;
-        }
-        let list = &*(*policies).policies;
-        (0..list.length as usize).all(|n| {
-            let policy = (*list.elements.add(n)).ptr_value.cast::<pg_sys::RowSecurityPolicy>();
-            POLICIES.contains(&CStr::from_ptr((*policy).policy_name))
-        })
-    }
-}
 
 /// So many rows go into the table at once, each page written once and logged once.
 const AT_ONCE: usize = 64;
