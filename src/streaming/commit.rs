@@ -120,6 +120,7 @@ unsafe extern "C-unwind" fn at_end_of_part(
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         memory::forget();
         append::forget_claim();
+        lock::forget_rows();
         notice::rolled_back(id);
     }
 }

@@ -4,7 +4,8 @@
 //! version, are released by the end of the transaction, whatever end that is, and deadlocks between
 //! them are found.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, LOCKMODE, LOCKTAG};
@@ -47,11 +48,19 @@ static LOCK_ROW_IF_FREE: Statement = Statement {
 thread_local! {
     /// Locks of messages taken in this transaction.
     static TAKEN: Cell<usize> = const { Cell::new(0) };
+    /// Messages whose rows it has locked instead.
+    static ROWS: RefCell<HashSet<Uuid>> = RefCell::default();
 }
 
 /// At the end of a transaction.
 pub fn forget() {
     TAKEN.set(0);
+    forget_rows();
+}
+
+/// When a part of it is rolled back, for locks of rows go with it.
+pub fn forget_rows() {
+    ROWS.with_borrow_mut(HashSet::clear);
 }
 
 /// Waits until nobody else writes to the message, and tells whether it had to.
@@ -63,9 +72,14 @@ pub fn message(id: Uuid) -> Result<bool, Error> {
         }
         return Ok(!is_free);
     }
+    // To ask for it again would be to wait for those who wait for the row.
+    if ROWS.with_borrow(|rows| rows.contains(&id)) {
+        return Ok(false);
+    }
     take(MESSAGE, id, false);
     row(id)?;
     give_back(id);
+    ROWS.with_borrow_mut(|rows| rows.insert(id));
     Ok(true)
 }
 
