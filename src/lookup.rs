@@ -118,6 +118,8 @@ fn scan<T>(
     }
 }
 
+type TableAndIndex = (&'static CStr, &'static CStr);
+
 /// How rows of a table are found by certain columns.
 #[derive(Clone, Copy)]
 struct Path {
@@ -127,7 +129,7 @@ struct Path {
 }
 
 thread_local! {
-    static PATHS: RefCell<HashMap<(&'static CStr, &'static CStr), (u64, Path)>> = RefCell::default();
+    static PATHS: RefCell<HashMap<TableAndIndex, (u64, Path)>> = RefCell::default();
 }
 
 /// The table, locked and open, and the way to its rows. What was found out about it is kept as long

@@ -27,7 +27,7 @@ const SHARE: LOCKMODE = pg_sys::ShareLock as LOCKMODE;
 
 /// The lock table of a server has room for so many locks a transaction. One that writes to more
 /// messages than half of that locks the rows of the rest.
-fn most_locks() -> usize {
+pub fn most_locks() -> usize {
     // SAFETY: a setting that never changes.
     let most = unsafe { pg_sys::max_locks_per_xact };
     usize::try_from(most / 2).unwrap_or_default()
@@ -159,48 +159,56 @@ pub fn wake(message: Uuid) {
     }
 }
 
-/// One lock stands for many conversations, so that a session can listen to any number of them.
-fn listener_tag(conversation: Uuid) -> LOCKTAG {
-    let mut bucket = [0; 16];
-    bucket[15] = conversation.as_bytes()[15];
-    tag(LISTENER, Uuid::from_bytes(bucket))
+/// What a session listens to: a conversation, or so many that one lock stands for all of them.
+#[derive(Clone, Copy)]
+pub enum Ear {
+    One(Uuid),
+    All,
 }
 
-/// Whether one lock stands for both conversations.
-pub fn is_shared(one: Uuid, other: Uuid) -> bool {
-    one.as_bytes()[15] == other.as_bytes()[15]
-}
-
-/// Held to the end of the session, or until it discards what it holds.
-pub fn listen(conversation: Uuid) {
-    let tag = listener_tag(conversation);
-    if !is_listening(&tag) {
-        // SAFETY: writers hold it for moments only.
-        unsafe { pg_sys::LockAcquire(&tag, SHARE, true, false) };
-    }
-}
-
-pub fn unlisten(conversation: Uuid) {
-    let tag = listener_tag(conversation);
-    if is_listening(&tag) {
-        // SAFETY: it is held; what is not would raise a warning.
-        unsafe { pg_sys::LockRelease(&tag, SHARE, true) };
-    }
-}
-
-/// Whether some session listens to the conversation, or to one that shares its lock.
-pub fn has_listeners(conversation: Uuid) -> bool {
-    let tag = listener_tag(conversation);
-    // SAFETY: does not wait, and gives back at once what it gets. Writers do not see each other: the
-    // mode goes with itself, not with that of listeners.
-    unsafe {
-        let answer = pg_sys::LockAcquire(&tag, ROW_EXCLUSIVE, false, true);
-        if answer == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
-            return true;
+impl Ear {
+    fn tag(self) -> LOCKTAG {
+        match self {
+            Ear::One(conversation) => tag(LISTENER, conversation),
+            Ear::All => tag(LISTENER, Uuid::from_bytes([0; 16])),
         }
-        pg_sys::LockRelease(&tag, ROW_EXCLUSIVE, false);
     }
-    is_listening(&tag)
+
+    /// Held to the end of the session, or until it discards what it holds.
+    pub fn open(self) {
+        let tag = self.tag();
+        if !is_listening(&tag) {
+            // SAFETY: writers hold it for moments only.
+            unsafe { pg_sys::LockAcquire(&tag, SHARE, true, false) };
+        }
+    }
+
+    pub fn close(self) {
+        let tag = self.tag();
+        if is_listening(&tag) {
+            // SAFETY: it is held; what is not would raise a warning.
+            unsafe { pg_sys::LockRelease(&tag, SHARE, true) };
+        }
+    }
+
+    /// Whether a session has it open.
+    fn is_open(self) -> bool {
+        let tag = self.tag();
+        // SAFETY: does not wait, and gives back at once what it gets. Writers do not see each
+        // other: the mode goes with itself, not with that of listeners.
+        unsafe {
+            let answer = pg_sys::LockAcquire(&tag, ROW_EXCLUSIVE, false, true);
+            if answer == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+                return true;
+            }
+            pg_sys::LockRelease(&tag, ROW_EXCLUSIVE, false);
+        }
+        is_listening(&tag)
+    }
+}
+
+pub fn has_listeners(conversation: Uuid) -> bool {
+    Ear::One(conversation).is_open() || Ear::All.is_open()
 }
 
 fn is_listening(tag: &LOCKTAG) -> bool {

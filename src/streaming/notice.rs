@@ -12,7 +12,7 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
 use super::commit::News;
-use super::lock;
+use super::lock::{self, Ear};
 use super::message::table;
 use crate::access::{Level, is_restricted, level_in};
 use crate::error::Error;
@@ -128,15 +128,28 @@ impl Listening {
         self.release(&pending);
     }
 
-    /// Gives back the locks that no conversation needs any more.
+    /// Gives back the locks that nothing needs any more.
     fn release(&self, changed: &[Change]) {
+        let needs = |conversation| {
+            self.conversations.contains(conversation)
+                || self.pending.iter().any(|c| c.begins && c.conversation == *conversation)
+        };
         for change in changed {
-            let begun = self.pending.iter().filter(|change| change.begins);
-            let mut needed =
-                self.conversations.iter().copied().chain(begun.map(|change| change.conversation));
-            if !needed.any(|needed| lock::is_shared(needed, change.conversation)) {
-                lock::unlisten(change.conversation);
+            if !needs(&change.conversation) {
+                Ear::One(change.conversation).close();
             }
+        }
+        if !changed.is_empty() && self.conversations.is_empty() && self.pending.is_empty() {
+            Ear::All.close();
+        }
+    }
+
+    /// The lock for one more conversation.
+    fn ear(&self, conversation: Uuid) -> Ear {
+        if self.conversations.len() + self.pending.len() < lock::most_locks() {
+            Ear::One(conversation)
+        } else {
+            Ear::All
         }
     }
 }
@@ -166,7 +179,7 @@ fn listen(call: FunctionCallInfo) -> Result<Datum, Error> {
     // SAFETY: a C string, which is copied.
     unsafe { pg_sys::Async_Listen(channel.as_ptr()) };
     // Before the transaction commits, for from then on notices are expected.
-    lock::listen(conversation);
+    LISTENING.with_borrow(|listening| listening.ear(conversation)).open();
     LISTENING.with_borrow_mut(|listening| listening.change(conversation, true));
     let channel = channel.into_string().unwrap_or_default();
     Ok(channel.into_datum().unwrap_or(Datum::from(0)))

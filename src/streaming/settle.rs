@@ -77,7 +77,7 @@ const FIGURES: &[pg_sys::Oid] = &[
 ];
 
 static ERROR_OF: Statement = Statement {
-    sql: "select error is not distinct from $2 from @extschema@.messages \
+    sql: "select coalesce(error operator(pg_catalog.=) $2, false) from @extschema@.messages \
           where id operator(pg_catalog.=) $1",
     types: &[pg_sys::UUIDOID, pg_sys::TEXTOID],
 };
