@@ -27,9 +27,9 @@ static STALLED: Statement = Statement {
               where m.status operator(pg_catalog.=) 'streaming' \
               and greatest(m.created_at, m.stream_started_at, l.created_at) operator(pg_catalog.<) \
                   (pg_catalog.clock_timestamp() operator(pg_catalog.-) $1) \
-              and ($3 is null or m.id operator(pg_catalog.=) $3) \
-              order by m.created_at limit $2) s",
-    types: &[pg_sys::INTERVALOID, pg_sys::INT4OID, pg_sys::UUIDOID],
+              and ($2 is null or m.id operator(pg_catalog.=) $2) \
+              order by m.created_at) s",
+    types: &[pg_sys::INTERVALOID, pg_sys::UUIDOID],
 };
 
 /// Whether a message ended longer ago. Who was interrupted has a day to come back.
@@ -70,10 +70,14 @@ fn recover_some(call: FunctionCallInfo) -> Result<Datum, Error> {
     let idle = raw_argument(call, 0).ok_or(Error::Missing("idle"))?;
     let most = most(call)?;
     let mut recovered = 0;
-    for id in stalled(idle, most, None)?.unwrap_or_default() {
+    // All of them are looked at, for the oldest may be in use.
+    for id in stalled(idle, None)?.unwrap_or_default() {
+        if recovered == most {
+            break;
+        }
         // Its producer may have come back before the lock was got.
         if lock::message_if_free(id)?
-            && stalled(idle, 1, Some(id))?.is_some()
+            && stalled(idle, Some(id))?.is_some()
             && let Some(message) = Message::find_latest(id)?
         {
             settle::interrupt(&message)?;
@@ -84,8 +88,8 @@ fn recover_some(call: FunctionCallInfo) -> Result<Datum, Error> {
     Ok(Datum::from(recovered))
 }
 
-fn stalled(idle: Datum, most: i32, id: Option<Uuid>) -> Result<Option<Vec<Uuid>>, Error> {
-    let args = [Some(idle), arg(most), id.and_then(IntoDatum::into_datum)];
+fn stalled(idle: Datum, id: Option<Uuid>) -> Result<Option<Vec<Uuid>>, Error> {
+    let args = [Some(idle), id.and_then(IntoDatum::into_datum)];
     let found = with_index_scans(|| {
         as_owner(&[c"messages", c"message_chunks"], || {
             STALLED.run_now(&args, |row| row.get::<Vec<Uuid>>(1))
