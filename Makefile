@@ -3,7 +3,7 @@
 PG_CONFIG ?= pg_config
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo psql stop test test-15 lint bench docs install package clean
+.PHONY: help setup demo psql stop test test-15 examples lint bench docs install package clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -30,12 +30,17 @@ test: ## lint, build and test, all versions of Postgres
 test-15: ## build and test on Postgres 15 alone, no lint
 	@PGC_VERSIONS=15 dev/test --
 
+examples: ## run the examples of docs/streaming.md against a private server
+	@dev/setup 15 examples
+	@dev/build 15
+	@dev/examples
+
 lint: ## rustfmt, clippy, SQL lint
 	@dev/setup 15 lint
 	@dev/lint
 
 bench: ## measure
-	@dev/setup 15
+	@dev/setup 15 bench
 	@dev/build 15
 	@dev/bench
 

@@ -18,6 +18,7 @@ case $PGC_BUILD in /*) ;; *) PGC_BUILD=$PWD/$PGC_BUILD ;; esac
 CARGO_PGRX=$PGC_CACHE/cargo-pgrx-$PGRX_VERSION/bin/cargo-pgrx
 SQLFLUFF=$PGC_CACHE/sqlfluff-3.4.2/bin/sqlfluff
 LOGS=$PGC_BUILD/log
+PATH=$PGC_CACHE/bin:$PATH        # programs that dev/setup has put there
 
 say() { printf '%s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -103,6 +104,13 @@ rust_flags() {
   local minor
   minor=$(rustc --version | sed -E 's/^rustc 1\.([0-9]+).*/\1/')
   if [ "$minor" -lt 96 ]; then echo --ignore-rust-version; fi
+}
+
+# The libraries of the examples in Python and TypeScript: a folder for each state of their lists.
+example_libraries() {
+  local list
+  case $1 in python) list=requirements.txt ;; typescript) list=package-lock.json ;; esac
+  echo "$PGC_CACHE/examples-$1-$(cksum <"$ROOT/examples/$1/$list" | cut -d' ' -f1)"
 }
 
 # Settings with which cargo builds for the Postgres of one pg_config.
