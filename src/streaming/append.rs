@@ -5,9 +5,10 @@ use std::cell::{Cell, RefCell};
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
-use super::chunks::{Chunks, View, same};
+use super::chunks::{Chunks, View};
 use super::commit::News;
 use super::message::{Message, Status, is_restoring};
+use super::text::same;
 use super::write::{self, NewChunk};
 use super::{commit, memory, rights, settle};
 use crate::error::Error;
@@ -85,14 +86,11 @@ fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Resu
     let next = memory::next(id);
     if let Some(next) = next
         && first.is_none_or(|first| first == next)
+        && !contents.is_empty()
         && !is_final
         && chunks.from(id, next, View::Instant).next().is_none()
     {
-        let window = Window::place(id, contents, next, false)?;
-        write::insert(&chunks, id, &window.chunks())?;
-        memory::keep_next(id, window.end);
-        commit::touch(&message, News::Chunks);
-        return Ok(Answer { next: window.end, stop: false });
+        return go_on(&message, &chunks, &Window::place(id, contents, next, false)?);
     }
     let last = chunks.last_near(id, first.or(next).unwrap_or(0), View::Instant);
     let end = last.as_ref().map_or(0, |last| last.index + 1);
@@ -132,6 +130,14 @@ fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Resu
         memory::keep_next(id, next);
     }
     Ok(Answer { next, stop: false })
+}
+
+/// Adds a window at the end that this backend remembers, where nothing has come since.
+fn go_on(message: &Message, chunks: &Chunks, window: &Window) -> Result<Answer, Error> {
+    write::insert(chunks, message.id, &window.chunks())?;
+    memory::keep_next(message.id, window.end);
+    commit::touch(message, News::Chunks);
+    Ok(Answer { next: window.end, stop: false })
 }
 
 /// The first chunk of a message that was only announced makes it a stream.

@@ -16,6 +16,7 @@ mod notice;
 mod read;
 mod rights;
 mod settle;
+mod text;
 mod upkeep;
 mod write;
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
-use super::chunks::{Chunks, View, assemble};
+use super::chunks::{Chunks, View};
 use super::message::{Message, now};
+use super::text::assemble;
 use super::{lock, rights};
 use crate::access::Level;
 use crate::error::Error;

@@ -3,9 +3,10 @@
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
-use super::chunks::{Builder, Chunks, View, assemble};
+use super::chunks::{Chunks, View};
 use super::commit::{self, News};
 use super::message::{Message, Status};
+use super::text::{Builder, assemble};
 use super::{lock, rights};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
