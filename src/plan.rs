@@ -167,6 +167,18 @@ impl Statement {
         })
     }
 
+    /// Reads in the snapshot of the running command, and may do so in a parallel worker.
+    pub fn read<T>(
+        &'static self,
+        args: &[Arg],
+        row: impl FnOnce(&Row) -> T,
+    ) -> Result<Option<T>, Error> {
+        self.execute(args, row, |plan, values, nulls| {
+            // SAFETY: see execute().
+            unsafe { pg_sys::SPI_execute_plan(plan, values, nulls, true, 1) }
+        })
+    }
+
     fn execute<T>(
         &'static self,
         args: &[Arg],

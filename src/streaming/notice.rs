@@ -162,15 +162,7 @@ c_function!(
 );
 
 fn listen(call: FunctionCallInfo) -> Result<Datum, Error> {
-    // SAFETY: backend-local state; in recovery it raises an error.
-    let is_client = unsafe {
-        pg_sys::PreventCommandDuringRecovery(c"listen_conversation()".as_ptr());
-        !pg_sys::InSecurityRestrictedOperation()
-            && pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND
-    };
-    if !is_client {
-        return Err(Error::CannotListen);
-    }
+    require_client()?;
     let conversation = subject(call)?;
     if !may_read(conversation)? {
         return Err(Error::NoSuchConversation(conversation));
@@ -183,6 +175,18 @@ fn listen(call: FunctionCallInfo) -> Result<Datum, Error> {
     LISTENING.with_borrow_mut(|listening| listening.change(conversation, true));
     let channel = channel.into_string().unwrap_or_default();
     Ok(channel.into_datum().unwrap_or(Datum::from(0)))
+}
+
+/// What LISTEN and UNLISTEN ask: functions in indexes and the like must not change what the session
+/// of somebody else listens to.
+fn require_client() -> Result<(), Error> {
+    // SAFETY: backend-local state; in recovery it raises an error.
+    let is_client = unsafe {
+        pg_sys::PreventCommandDuringRecovery(c"LISTEN".as_ptr());
+        !pg_sys::InSecurityRestrictedOperation()
+            && pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND
+    };
+    if is_client { Ok(()) } else { Err(Error::CannotListen) }
 }
 
 fn may_read(conversation: Uuid) -> Result<bool, Error> {
@@ -202,6 +206,7 @@ c_function!(
 );
 
 fn unlisten(call: FunctionCallInfo) -> Result<Datum, Error> {
+    require_client()?;
     let conversation = subject(call)?;
     // SAFETY: a C string, which is copied.
     unsafe { pg_sys::Async_Unlisten(channel(conversation).as_ptr()) };

@@ -190,12 +190,13 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
     let row = TriggerRow::deleted(call, c"messages")?;
     let id = row.get::<Uuid>(c"id")?.ok_or(Error::Missing("id"))?;
     let chunks = Chunks::read()?;
-    // Waits for a producer, whose next chunk will find no message. One who slips by leaves chunks
-    // that the clean-up finds.
+    // With the lock, a producer's next chunk waits and finds no message. One who has it now is not
+    // waited for: to end the message he will want the row, which is locked here. What he has written
+    // is left to the clean-up.
     if let Some(message) = Message::find_latest(id)?
         && message.is_open()
     {
-        lock::message(id)?;
+        lock::message_if_free(id)?;
         commit::touch(&message, News::State);
     }
     if chunks.last(id, View::Instant).is_some() {
