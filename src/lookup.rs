@@ -159,11 +159,9 @@ unsafe fn open(
     let oid = plan::table(schema, table)?;
     let relation = plan::open(oid)?;
     let generation = plan::generation();
-    let mut path = Path {
-        table: oid,
-        index: unique_index(index, schema, oid).unwrap_or(Oid::INVALID),
-        keys: [pg_sys::ScanKeyData::default(); 2],
-    };
+    let mut path =
+        Path { table: oid, index: Oid::INVALID, keys: [pg_sys::ScanKeyData::default(); 2] };
+    let mut columns = Vec::with_capacity(keys.len());
     for (scan_key, key) in path.keys.iter_mut().zip(keys) {
         // SAFETY: the open table's descriptor.
         unsafe {
@@ -172,6 +170,7 @@ unsafe fn open(
             if n <= 0 || pg_sys::SPI_gettypeid(desc, n) != key.of_type {
                 return Err(Error::ColumnChanged(key.column.to_string_lossy().into_owned()));
             }
+            columns.push(n);
             let equal = if key.of_type == pg_sys::UUIDOID { UUID_EQUAL } else { TEXT_EQUAL };
             pg_sys::ScanKeyEntryInitialize(
                 scan_key,
@@ -186,6 +185,7 @@ unsafe fn open(
             );
         }
     }
+    path.index = unique_index(index, schema, oid, &columns).unwrap_or(Oid::INVALID);
     PATHS.with_borrow_mut(|paths| paths.insert((table, index), (generation, path)));
     Ok((relation, path))
 }
@@ -200,9 +200,11 @@ fn collation_of(table: Oid, n: i32) -> Oid {
     collation
 }
 
-/// The index of that name, if it is one that finds every row of the table by equality.
-pub fn unique_index(name: &CStr, schema: Oid, table: Oid) -> Option<Oid> {
-    // SAFETY: syscache look-ups, released on the spot; both tuples have their fixed part.
+/// The index of that name, if it is one that finds every row of the table by these columns. A row
+/// without a retry key is not looked for, so that index may leave it out.
+pub fn unique_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Option<Oid> {
+    // SAFETY: syscache look-ups, released on the spot; the tuple has its fixed part, and an entry
+    // for each column of the index.
     unsafe {
         let index = pg_sys::get_relname_relid(name.as_ptr(), schema);
         let cache = pg_sys::SysCacheIdentifier::INDEXRELID as i32;
@@ -211,11 +213,23 @@ pub fn unique_index(name: &CStr, schema: Oid, table: Oid) -> Option<Oid> {
             return None;
         }
         let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
-        let fits = form.indrelid == table && form.indisvalid && form.indisunique && is_btree(index);
+        let keys = form.indkey.values.as_slice(form.indnatts as usize);
+        let mut is_whole = true;
+        let predicate = pg_sys::Anum_pg_index_indpred as pg_sys::AttrNumber;
+        pg_sys::SysCacheGetAttr(cache, tuple, predicate, &mut is_whole);
+        let fits = form.indrelid == table
+            && form.indisvalid
+            && form.indisunique
+            && form.indnkeyatts as usize == columns.len()
+            && keys.iter().zip(columns).all(|(key, column)| i32::from(*key) == *column)
+            && (is_whole || name == RETRY_KEY)
+            && is_btree(index);
         pg_sys::ReleaseSysCache(tuple);
         fits.then_some(index)
     }
 }
+
+const RETRY_KEY: &CStr = c"idx_messages_retry_key";
 
 fn is_btree(index: Oid) -> bool {
     // SAFETY: a syscache look-up, released on the spot.

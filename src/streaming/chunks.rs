@@ -63,9 +63,9 @@ impl Layout {
             let columns =
                 [layout.message, layout.created, layout.number, layout.is_final, layout.content];
             layout.is_original = columns == [1, 2, 3, 4, 5];
-            let index = unique_index(c"message_chunks_pkey", schema, layout.table);
-            layout.index = index
-                .filter(|index| is_in_order(*index, &[layout.message, layout.number]))
+            let keys = [layout.message, layout.number];
+            layout.index = unique_index(c"message_chunks_pkey", schema, layout.table, &keys)
+                .filter(|index| is_ascending(*index))
                 .ok_or(Error::NoChunkOrder)?;
             layout
         };
@@ -74,20 +74,15 @@ impl Layout {
     }
 }
 
-/// Whether an index has all rows in ascending order of these columns.
-fn is_in_order(index: Oid, columns: &[i32]) -> bool {
-    // SAFETY: open and locked while it is looked at; its arrays have an entry for each key column.
+/// Whether the columns of an index are in ascending order.
+fn is_ascending(index: Oid) -> bool {
+    // SAFETY: open and locked while it is looked at; there is an option for each key column.
     unsafe {
         let relation = pg_sys::index_open(index, READ_LOCK);
-        let form = &*(*relation).rd_index;
-        let keys = form.indkey.values.as_slice(form.indnatts as usize);
-        let fits = form.indnkeyatts as usize == columns.len()
-            && pg_sys::RelationGetIndexPredicate(relation).is_null()
-            && columns.iter().enumerate().all(|(n, column)| {
-                i32::from(keys[n]) == *column && *(*relation).rd_indoption.add(n) == 0
-            });
+        let columns = (*(*relation).rd_index).indnkeyatts as usize;
+        let ascending = (0..columns).all(|n| *(*relation).rd_indoption.add(n) == 0);
         pg_sys::index_close(relation, READ_LOCK);
-        fits
+        ascending
     }
 }
 

@@ -29,8 +29,9 @@ impl Version {
         }
     }
 
-    /// Whether it is still the row's latest, and nobody has it locked.
-    fn is_latest(&self) -> Result<bool, Error> {
+    /// Whether it is still the row's latest, and nobody has it locked. A table that was written anew
+    /// since `generation` may have another row in its place; locking it brings the news.
+    fn is_latest(&self, generation: u64) -> Result<bool, Error> {
         let relation = plan::open(self.table)?;
         // SAFETY: the table is open and locked; a block that was cut off is not read. The place may
         // hold another row by now, which another transaction has written.
@@ -38,7 +39,8 @@ impl Version {
             let mut tuple = pg_sys::HeapTupleData { t_self: self.place, ..Default::default() };
             let mut buffer = 0;
             let block = item_pointer_get_block_number_no_check(tuple.t_self);
-            let found = (*(*relation).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
+            let found = generation == plan::generation()
+                && (*(*relation).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
                 && block < pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN)
                 && pg_sys::heap_fetch(relation, self_snapshot(), &mut tuple, &mut buffer, false);
             let latest = found && xmin(&tuple) == self.xmin && !is_held(&tuple);
@@ -116,7 +118,7 @@ pub fn conversation(id: Uuid) -> Option<Uuid> {
 /// more. Whoever asks holds its lock.
 pub fn recall(id: Uuid) -> Result<Option<Message>, Error> {
     let Some(last) = LAST.get().filter(|last| last.message.id == id) else { return Ok(None) };
-    if last.generation == plan::generation() && last.message.version.is_latest()? {
+    if last.message.version.is_latest(last.generation)? {
         return Ok(Some(last.message));
     }
     forget();
