@@ -82,6 +82,8 @@ fn append(call: FunctionCallInfo, contents: &[Datum]) -> Result<Datum, Error> {
 
 fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Result<Answer, Error> {
     let message = Message::claim(id)?;
+    // An INSERT that is running may have to count on from what is added here.
+    CLAIMED.set(None);
     let chunks = Chunks::open(pg_sys::RowExclusiveLock as pg_sys::LOCKMODE)?;
     let next = memory::next(id);
     if let Some(next) = next

@@ -55,9 +55,15 @@ fn written() -> XLogRecPtr {
 pub fn tokens<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     let before = TOKENS.get();
     let only = before.only && before.end == written();
+    TOKENS.set(Tokens { only, ..before });
     let result = work()?;
-    TOKENS.set(Tokens { only, end: written() });
+    TOKENS.set(Tokens { end: written(), ..TOKENS.get() });
     Ok(result)
+}
+
+/// What goes by triggers and columns of the DBA's own may be more than tokens.
+pub fn is_more_than_tokens() {
+    TOKENS.set(Tokens { only: false, ..TOKENS.get() });
 }
 
 /// Has the news told when the transaction commits.
@@ -120,7 +126,7 @@ unsafe extern "C-unwind" fn at_end_of_part(
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         memory::forget();
         append::forget_claim();
-        lock::forget_rows();
+        lock::rolled_back(id);
         notice::rolled_back(id);
     }
 }

@@ -5,7 +5,7 @@
 //! them are found.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, LOCKMODE, LOCKTAG};
@@ -48,19 +48,19 @@ static LOCK_ROW_IF_FREE: Statement = Statement {
 thread_local! {
     /// Locks of messages taken in this transaction.
     static TAKEN: Cell<usize> = const { Cell::new(0) };
-    /// Messages whose rows it has locked instead.
-    static ROWS: RefCell<HashSet<Uuid>> = RefCell::default();
+    /// Messages whose rows it has locked instead, and in which part of it.
+    static ROWS: RefCell<HashMap<Uuid, pg_sys::SubTransactionId>> = RefCell::default();
 }
 
 /// At the end of a transaction.
 pub fn forget() {
     TAKEN.set(0);
-    forget_rows();
+    ROWS.with_borrow_mut(HashMap::clear);
 }
 
-/// When a part of it is rolled back, for locks of rows go with it.
-pub fn forget_rows() {
-    ROWS.with_borrow_mut(HashSet::clear);
+/// When a part of it is rolled back, for locks of rows go with it. Parts are numbered as they begin.
+pub fn rolled_back(part: pg_sys::SubTransactionId) {
+    ROWS.with_borrow_mut(|rows| rows.retain(|_, of| *of < part));
 }
 
 /// Waits until nobody else writes to the message, and tells whether it had to.
@@ -73,13 +73,15 @@ pub fn message(id: Uuid) -> Result<bool, Error> {
         return Ok(!is_free);
     }
     // To ask for it again would be to wait for those who wait for the row.
-    if ROWS.with_borrow(|rows| rows.contains(&id)) {
+    if ROWS.with_borrow(|rows| rows.contains_key(&id)) {
         return Ok(false);
     }
     take(MESSAGE, id, false);
     row(id)?;
     give_back(id);
-    ROWS.with_borrow_mut(|rows| rows.insert(id));
+    // SAFETY: reads backend-local state.
+    let part = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    ROWS.with_borrow_mut(|rows| rows.insert(id, part));
     Ok(true)
 }
 

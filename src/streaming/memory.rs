@@ -29,13 +29,14 @@ impl Version {
         }
     }
 
-    /// Whether it is still the row's latest, and nobody has it locked. A table that was written anew
-    /// since `generation` may have another row in its place; locking it brings the news.
-    fn is_latest(&self, generation: u64) -> Result<bool, Error> {
+    /// Whether it is still the row's latest, and no transaction that still runs has it locked against
+    /// changes. A table that was written anew since `generation` may have another row in its place;
+    /// locking it brings the news.
+    pub fn is_free(&self, generation: u64) -> Result<bool, Error> {
         let relation = plan::open(self.table)?;
         // SAFETY: the table is open and locked; a block that was cut off is not read. The place may
         // hold another row by now, which another transaction has written.
-        let latest = unsafe {
+        let free = unsafe {
             let mut tuple = pg_sys::HeapTupleData { t_self: self.place, ..Default::default() };
             let mut buffer = 0;
             let block = item_pointer_get_block_number_no_check(tuple.t_self);
@@ -43,14 +44,20 @@ impl Version {
                 && (*(*relation).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
                 && block < pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN)
                 && pg_sys::heap_fetch(relation, self_snapshot(), &mut tuple, &mut buffer, false);
-            let latest = found && xmin(&tuple) == self.xmin && !is_held(&tuple);
+            let mut free = false;
             if found {
+                // The marks and the number belong together.
+                pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+                let marks = u32::from((*tuple.t_data).t_infomask);
+                let xmax = (*tuple.t_data).t_choice.t_heap.t_xmax;
+                pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_UNLOCK as i32);
+                free = xmin(&tuple) == self.xmin && !is_held(marks, xmax);
                 pg_sys::ReleaseBuffer(buffer);
             }
             pg_sys::table_close(relation, READ_LOCK);
-            latest
+            free
         };
-        Ok(latest)
+        Ok(free)
     }
 }
 
@@ -60,22 +67,20 @@ fn self_snapshot() -> pg_sys::Snapshot {
     &raw mut pg_sys::SnapshotSelfData
 }
 
-/// Whether another transaction that still runs has locked or changed the row.
-///
-/// # Safety
-///
-/// The tuple must be in memory.
-pub unsafe fn is_held(tuple: &pg_sys::HeapTupleData) -> bool {
+/// Whether the marks of a row say that another transaction that still runs has it. Locks that only
+/// keep the key, those of foreign keys, do not count.
+fn is_held(marks: u32, xmax: TransactionId) -> bool {
+    let key_only = pg_sys::HEAP_XMAX_LOCK_ONLY | pg_sys::HEAP_XMAX_KEYSHR_LOCK;
+    let strength = key_only | pg_sys::HEAP_XMAX_EXCL_LOCK;
+    // SAFETY: look-ups in backend-local and shared memory.
     unsafe {
-        let header = &*tuple.t_data;
-        let marks = u32::from(header.t_infomask);
-        let xmax = header.t_choice.t_heap.t_xmax;
         if marks & pg_sys::HEAP_XMAX_INVALID != 0 {
             false
         } else if marks & pg_sys::HEAP_XMAX_IS_MULTI != 0 {
             pg_sys::MultiXactIdIsRunning(xmax, false)
         } else {
-            !pg_sys::TransactionIdIsCurrentTransactionId(xmax)
+            marks & strength != key_only
+                && !pg_sys::TransactionIdIsCurrentTransactionId(xmax)
                 && pg_sys::TransactionIdIsInProgress(xmax)
         }
     }
@@ -118,7 +123,7 @@ pub fn conversation(id: Uuid) -> Option<Uuid> {
 /// more. Whoever asks holds its lock.
 pub fn recall(id: Uuid) -> Result<Option<Message>, Error> {
     let Some(last) = LAST.get().filter(|last| last.message.id == id) else { return Ok(None) };
-    if last.message.version.is_latest(last.generation)? {
+    if last.message.version.is_free(last.generation)? {
         return Ok(Some(last.message));
     }
     forget();

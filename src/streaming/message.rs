@@ -7,7 +7,7 @@ use pgrx::Uuid;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 
 use super::lock;
-use super::memory::{self, Version, is_held};
+use super::memory::{self, Version};
 use super::rights::has_other_policies;
 use crate::access::{Level, is_restricted, level_in};
 use crate::error::Error;
@@ -56,8 +56,6 @@ pub struct Message {
     pub is_blank: bool,
     pub was_streamed: bool,
     pub version: Version,
-    /// Whether another transaction has its row locked.
-    is_held: bool,
 }
 
 impl Message {
@@ -94,8 +92,6 @@ impl Message {
                 && row.is_null(c"completed_at"),
             was_streamed: !row.is_null(c"completed_at"),
             version: Version::of(row),
-            // SAFETY: a row at hand.
-            is_held: unsafe { is_held(&*row.tuple) },
         }))
     }
 
@@ -123,8 +119,8 @@ impl Message {
             return Ok(message);
         }
         let mut message = Self::find_latest(id)?.ok_or_else(refused)?;
-        if message.is_held {
-            // By somebody who writes to more messages than he can hold locks of.
+        if !message.version.is_free(plan::generation())? {
+            // It may be held by somebody who writes to more messages than he can have locks of.
             lock::row(id)?;
             has_waited = true;
             message = Self::find_latest(id)?.ok_or_else(refused)?;

@@ -153,6 +153,10 @@ fn settle(
         figures.metadata,
     ];
     as_owner(&[c"messages"], || SETTLE.run_now(&args, |_| ()))?;
+    if let Some(text) = args[2] {
+        // SAFETY: put together for this; many may be settled in one call.
+        unsafe { pg_sys::pfree(text.cast_mut_ptr()) };
+    }
     has_ended(message);
     Ok(())
 }

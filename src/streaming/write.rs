@@ -7,6 +7,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::Chunks;
+use super::commit;
 use super::rights::has_policies_only;
 use crate::error::Error;
 use crate::owner;
@@ -32,6 +33,7 @@ pub fn insert(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) -> Result<(), E
         insert_directly(chunks, message, rows);
         return Ok(());
     }
+    commit::is_more_than_tokens();
     let _checked = Checked::begin(message);
     rows.iter().try_for_each(|row| {
         let args = [arg(message), arg(row.index), Some(row.content), arg(row.is_final)];
