@@ -61,6 +61,11 @@ pub fn run(command: &mut Command) -> Output {
     output
 }
 
+/// Ends a process as the kernel does when memory is short.
+pub fn kill_9(pid: &str) {
+    run(Command::new("kill").args(["-9", pid]));
+}
+
 /// A server reached through a socket of its own directory.
 pub struct Server {
     pub version: u32,
@@ -92,6 +97,29 @@ impl Server {
         let server = Server { version, dir: scratch().join(name) };
         server.init(settings);
         server.start();
+        Private(server)
+    }
+
+    /// A server that follows this one, stopped when it is dropped.
+    pub fn standby(&self) -> Private {
+        let server = Server { version: self.version, dir: self.dir.with_extension("standby") };
+        let _ = fs::remove_dir_all(&server.dir);
+        run(command(Path::new("mkdir")).arg("-p").arg(&server.dir));
+        run(self
+            .program("pg_basebackup")
+            .args(["-R", "-X", "stream", "-c", "fast", "-D"])
+            .arg(server.data()));
+        run(command(Path::new("chmod")).arg("700").arg(server.data()));
+        // The last word counts.
+        let socket = format!("-c unix_socket_directories={}", server.dir.display());
+        run(command(&bin(self.version).join("pg_ctl"))
+            .args(["-w", "-t", "60", "-o", &socket, "-l"])
+            .arg(server.dir.join("log"))
+            .arg("-D")
+            .arg(server.data())
+            .arg("start")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()));
         Private(server)
     }
 
@@ -132,6 +160,26 @@ impl Server {
             .args(["-w", "-m", mode, "-D"])
             .arg(self.data())
             .arg("stop"));
+    }
+
+    /// Kills the postmaster alone, without a word to anybody; returns when its children are gone too.
+    pub fn kill_postmaster(&self) {
+        let data = self.data();
+        let file = data.join("postmaster.pid");
+        let pid = fs::read_to_string(&file).expect("the server runs");
+        kill_9(pid.lines().next().unwrap_or_default());
+        let start = Instant::now();
+        let is_child = |entry: fs::DirEntry| {
+            fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data)
+        };
+        while fs::read_dir("/proc").expect("a list of processes").flatten().any(is_child) {
+            assert!(start.elapsed() < Duration::from_secs(30), "children of the postmaster stay");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Until somebody has asked for its exit status, its number looks taken.
+        for file in [file, self.dir.join(format!(".s.PGSQL.{PORT}.lock"))] {
+            fs::remove_file(file).expect("the lock files go");
+        }
     }
 
     fn is_running(&self) -> bool {
@@ -328,4 +376,37 @@ pub fn seed() -> u64 {
         println!("PGC_SEED={seed}");
         seed
     })
+}
+
+/// Numbers that look random and come back with the seed.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(stream: u64) -> Self {
+        let mut rng = Self(seed() ^ (stream + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        rng.next();
+        rng
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
 }
