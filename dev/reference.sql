@@ -2,20 +2,22 @@
 \pset tuples_only on
 \pset format unaligned
 load 'pg_conversation';
+set intervalstyle = postgres_verbose;
 select set_config('search_path', 'public', false) \g /dev/null
 
 select E'# Reference\n\nMade by `make docs` from the comments in the catalog; do not edit.\n';
 
 select E'## Settings\n\n| setting | default | meaning |\n|---|---|---|';
-select format('| `%s` | %s | %s |', name, coalesce('`' || nullif(boot_val, '') || '`', ''),
+select format('| `%s` | %s | %s |', name,
+    coalesce('`' || nullif(boot_val, '') || coalesce(' ' || unit, '') || '`', ''),
     concat_ws(' ', short_desc, extra_desc))
 from pg_settings where name like 'pg\_conversation.%' order by name;
 
 select E'\n## Functions\n\n| function | returns | what it does |\n|---|---|---|';
 select format('| `%s(%s)` | `%s` | %s |', p.proname,
     regexp_replace(
-        replace(pg_get_function_arguments(p.oid), 'timestamp with time zone', 'timestamptz'),
-        ' DEFAULT ([^:,]*)(::[a-z]+)?', ' = \1', 'g'
+        replace(replace(pg_get_function_arguments(p.oid), 'timestamp with time zone', 'timestamptz'), $$'@ $$, $$'$$),
+        $$ DEFAULT (?:'(-?\d+)'|('[^']*'|[^:,']*))(?:::[a-z]+)?$$, ' = \1\2', 'g'
     ),
     replace(pg_get_function_result(p.oid), 'timestamp with time zone', 'timestamptz'),
     replace(obj_description(p.oid, 'pg_proc'), E'\n', ' '))

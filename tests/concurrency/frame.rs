@@ -71,6 +71,47 @@ fn migrate_and_drop_extension_take_turns() {
 }
 
 #[test]
+fn appends_and_changes_of_the_schema_take_turns() {
+    let append = "select append_chunk(id, 'x') from messages";
+    let migrate = "select migrate()";
+    let back = "select rollback_to(4, force => true)";
+    // First and second, how the first ends, what becomes of the second, chunks in the end.
+    let cases = [
+        (append, migrate, "commit", None, 1),
+        (append, migrate, "rollback", None, 0),
+        (migrate, append, "commit", None, 1),
+        (migrate, append, "rollback", None, 1),
+        (back, append, "commit", Some("55000"), -1),
+        (back, append, "rollback", None, 1),
+        (append, back, "commit", None, -1),
+        ("drop extension pg_conversation cascade", append, "rollback", None, 1),
+    ];
+    for (first, second, end, error, chunks) in cases {
+        let case = format!("{first}; {second}; {end}");
+        let database = Server::shared(oldest()).database();
+        let mut client = database.superuser();
+        client.run("select begin_message(create_conversation('talk'))");
+        let result = second_waits(&database, first, second, end);
+        match (&result, error) {
+            (Ok(()), None) => (),
+            (Err(message), Some(code)) if message.starts_with(code) => (),
+            _ => panic!("{case}: {result:?}"),
+        }
+        if chunks >= 0 {
+            assert_eq!(
+                client.value::<i64>("select count(*) from message_chunks"),
+                chunks,
+                "{case}"
+            );
+            let next: i32 = client.value("select resume_message(id) from messages");
+            assert_eq!(i64::from(next), chunks, "{case}");
+        }
+        client.run("select migrate()");
+        assert_eq!(client.value::<i64>("select count(*) from doctor() where not ok"), 0, "{case}");
+    }
+}
+
+#[test]
 fn many_sessions_may_migrate_at_once() {
     let database = Server::shared(oldest()).empty_database();
     database

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use pg_conversation_tests::{Server, oldest, versions};
+use pg_conversation_tests::{Server, Session, oldest, versions};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("contract")
@@ -15,6 +15,8 @@ fn folder() -> PathBuf {
 fn printed(version: u32, sql: &Path) -> String {
     let server = Server::shared(version);
     server.role("contract_user");
+    server.role("contract_service");
+    server.connect("postgres", "postgres").run("alter role contract_service bypassrls");
     let database = server.empty_database();
     let out = std::env::temp_dir().join(format!("contract-{}-{}", version, database.name));
     let file = File::create(&out).expect("a file for the output");

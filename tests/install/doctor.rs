@@ -20,6 +20,18 @@ fn doctor_finds_each_thing_that_is_broken() {
         ("alter table messages enable replica trigger place_message".into(), "triggers", "place_message on messages"),
         ("drop trigger refuse_move on conversations".into(), "triggers", "refuse_move on conversations"),
         ("alter table users disable trigger all".into(), "triggers", "touch on users"),
+        ("drop trigger place_chunk on message_chunks".into(), "triggers", "place_chunk on message_chunks"),
+        ("drop trigger complete_streams on message_chunks".into(), "triggers", "complete_streams on message_chunks"),
+        ("drop trigger refuse_rewrite on message_chunks".into(), "triggers", "refuse_rewrite on message_chunks"),
+        ("alter table messages disable trigger remove_chunks".into(), "triggers", "remove_chunks on messages"),
+        ("drop policy message_chunks_read on message_chunks".into(), "policies", "message_chunks_read on message_chunks"),
+        ("drop policy message_chunks_insert on message_chunks".into(), "policies", "message_chunks_insert"),
+        ("alter table message_chunks disable row level security".into(), "row level security", "message_chunks"),
+        ("drop index idx_messages_streaming".into(), "indexes", "idx_messages_streaming"),
+        ("alter table message_chunks drop constraint message_chunks_pkey".into(), "indexes", "message_chunks_pkey"),
+        ("drop table message_chunks".into(), "tables", "message_chunks"),
+        ("grant truncate on message_chunks to member".into(), "grants", "TRUNCATE on message_chunks to member"),
+        ("grant insert on message_chunks to member".into(), "grants", "INSERT on message_chunks to member"),
         ("drop policy messages_read on messages".into(), "policies", "messages_read on messages"),
         ("drop policy users_update on users".into(), "policies", "users_update on users"),
         ("alter table conversations disable row level security".into(), "row level security", "conversations"),
@@ -129,7 +141,10 @@ fn migrate_mends_what_doctor_says_it_mends() {
     owner.run(
         "drop trigger refuse_move on conversations; drop policy messages_read on messages; \
          alter table conversations disable row level security; \
-         alter table conversations alter column id drop default; select migrate()",
+         alter table conversations alter column id drop default; \
+         drop trigger place_chunk on message_chunks; drop trigger complete_streams on message_chunks; \
+         drop trigger remove_chunks on messages; drop policy message_chunks_insert on message_chunks; \
+         alter table message_chunks disable row level security; select migrate()",
     );
     assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
 }

@@ -32,6 +32,11 @@ fn migrate_refuses_a_schema_it_does_not_know() {
             "messages",
             "migrations unchanged",
         ),
+        (
+            "update schema_version set checksum = 'x' where version = 5",
+            "streaming",
+            "migrations unchanged",
+        ),
     ];
     for (change, named, check) in cases {
         owner.run("begin");
@@ -105,10 +110,10 @@ fn rollback_keeps_rows_unless_forced() {
     owner.run(&format!("set pg_conversation.user_id = '{}'", Uuid::new_v4()));
     let c: Uuid = owner.value("select create_conversation('keep')");
     owner.run(&format!("select add_message('{c}', 'user', 'keep')"));
-    for (version, table) in [(latest - 1, "messages"), (2, "messages"), (0, "messages")] {
+    for version in [3, 2, 0] {
         let (code, message, _) = refusal(&mut owner, &format!("select rollback_to({version})"));
         assert_eq!(code, "55000");
-        assert!(message.contains(table), "{message}");
+        assert!(message.contains("\"messages\""), "{message}");
         assert_eq!(owner.value::<i64>("select count(*) from messages"), 1);
     }
     assert_eq!(owner.value::<i32>("select rollback_to(3, force => true)"), 3);
@@ -122,6 +127,54 @@ fn rollback_keeps_rows_unless_forced() {
     // A tenant that was changed is a row to lose, too.
     owner.run("delete from messages; delete from conversations; delete from users; update tenants set name = 'Mine'");
     assert!(refusal(&mut owner, "select rollback_to(1)").1.contains("tenants"));
+}
+
+#[test]
+fn rollback_keeps_chunks_and_messages_do_without_them() {
+    let database = owned();
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation");
+    owner.run(&format!("set pg_conversation.user_id = '{}'", Uuid::new_v4()));
+    let c: Uuid = owner.value("select create_conversation('streams')");
+    let begin = format!("select begin_message('{c}')");
+    let [m, open] = [(); 2].map(|()| owner.value::<Uuid>(&begin));
+    owner.run(&format!("select append_chunks('{m}', array['a', 'b'])"));
+    for version in [4, 3, 0] {
+        let (code, message, _) = refusal(&mut owner, &format!("select rollback_to({version})"));
+        assert_eq!(code, "55000");
+        assert!(message.contains("\"message_chunks\""), "{message}");
+        assert_eq!(owner.value::<i64>("select count(*) from message_chunks"), 2);
+    }
+    owner.run(&format!("select finish_message('{m}'), cleanup_streaming_artifacts('{m}')"));
+    assert_eq!(owner.value::<i32>("select rollback_to(4)"), 4);
+    // Its text is the message's own, and the sessions that know of streams find none.
+    let text = format!("select content from messages where id = '{m}'");
+    assert_eq!(owner.value::<String>(&text), "ab");
+    for sql in [
+        format!("select append_chunk('{open}', 'c')"),
+        format!("select * from read_stream('{m}')"),
+        format!("select begin_message('{c}')"),
+        "select recover_stalled_messages()".into(),
+    ] {
+        let (code, _, hint) = refusal(&mut owner, &sql);
+        assert_eq!((code.as_str(), hint.contains("migrate()")), ("55000", true), "{sql}: {hint}");
+    }
+    owner.run(&format!("select add_message('{c}', 'user', 'still works')"));
+    owner.run(&format!("delete from messages where id = '{m}'; select purge_conversation('{c}')"));
+    assert_eq!(owner.value::<i64>("select count(*) from messages"), 0);
+    // With force the chunks go, whatever state they are in.
+    owner.run("select migrate()");
+    let c: Uuid = owner.value("select create_conversation('again')");
+    let m: Uuid = owner.value(&format!("select begin_message('{c}')"));
+    owner.run(&format!("select append_chunk('{m}', 'lost'); select rollback_to(4, force => true)"));
+    owner.run("select migrate()");
+    assert_eq!(owner.value::<i32>(&format!("select resume_message('{m}')")), 0);
+    owner.run(&format!("select append_chunk('{m}', 'anew', 0, true)"));
+    assert_eq!(
+        owner.value::<String>(&format!("select content from messages where id = '{m}'")),
+        "anew"
+    );
+    assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
 }
 
 #[test]

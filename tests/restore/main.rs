@@ -140,6 +140,7 @@ fn works(target: &Database, schema: &str) {
     ));
     assert!(complaints.is_empty(), "doctor() after the restore: {complaints:?}");
     numbering_goes_on(target, schema);
+    streams_go_on(target, schema);
 }
 
 fn numbering_goes_on(target: &Database, schema: &str) {
@@ -157,6 +158,62 @@ fn numbering_goes_on(target: &Database, schema: &str) {
         assert_eq!(number, expected, "the next number in {conversation}");
         member.run("rollback");
     }
+}
+
+/// A producer asks where it was, and goes on from there; readers get what they lack.
+fn streams_go_on(target: &Database, schema: &str) {
+    let mut member = target.connect("restore_member");
+    member.run(&format!("set pg_conversation.user_id = '{}'; begin", source::ADA));
+    member.run(&format!("set local search_path = {schema}"));
+    let id = |n: i32| format!("f0000000-0000-0000-0000-00000000000{n}");
+    let long = "token 0 token 1 ";
+    // A stream, the index that it expects, what is sent, the text in the end.
+    let cases = [
+        (1, 0..3, "array['four']", "one tab\there\nline \\. ☃ \"q\" ''four"),
+        (2, 0..1, "array['two ', 'three ', 'four ', 'five ']", "one two three four five six"),
+        (6, 0..300, "array['the end']", long),
+        (8, 0..0, "array['first']", "first"),
+        (9, 0..0, "array['first', ' and last']", "first and last"),
+    ];
+    for (n, known, sent, text) in cases {
+        let m = id(n);
+        let expected: i32 = member.value(&format!("select resume_message('{m}')"));
+        assert_eq!(expected, known.end, "{m} expects");
+        let read: i64 = member.value(&format!("select count(*) from read_stream('{m}')"));
+        assert_eq!(read, i64::from(known.end), "chunks of {m} before a gap");
+        member.run(&format!("select append_chunks('{m}', {sent}, {expected})"));
+        member.run(&format!("select finish_message('{m}', 1, 2, 'model', 3)"));
+        let content: String =
+            member.value(&format!("select content from messages where id = '{m}'"));
+        assert!(content.starts_with(text), "{content:.200}");
+        let last: bool = member.value(&format!(
+            "select (r).is_final and (r).status = 'completed' from read_stream('{m}', {expected} - 1) r \
+             order by chunk_index desc limit 1"
+        ));
+        assert!(last, "the last row of {m}");
+    }
+    // Those that had ended can be read, and take nothing more.
+    let ended =
+        [(3, "all of it"), (4, "seen and heard"), (5, "half"), (7, "ended in passinglong long ")];
+    for (n, text) in ended {
+        let m = id(n);
+        let content: String = member.value(&format!("select reconstruct_message('{m}')"));
+        assert!(content.starts_with(text), "{content:.200}");
+        let read: String = member.value(&format!(
+            "select string_agg(content, '' order by chunk_index) from read_stream('{m}')"
+        ));
+        assert_eq!(read, content, "{m}");
+    }
+    member.run("rollback");
+    let mut service = target.connect("restore_service");
+    service.run(&format!("begin; set local search_path = {schema}"));
+    let count = "select count(*) from message_chunks";
+    let chunks: i64 = service.value(count);
+    let removed: i32 = service.value("select cleanup_finished_streams('0 s')");
+    // The interrupted one and those that go on keep theirs.
+    assert_eq!(chunks - i64::from(removed), 300 + 3 + 3);
+    assert_eq!(service.value::<i64>(count), 306);
+    service.run("rollback");
 }
 
 /// Dumps the source with the programs of the target, as Postgres advises, and restores it there.

@@ -74,6 +74,43 @@ select @s@.create_conversation('The name is free again', 'again', 'again');
 reset pg_conversation.user_id;
 select @s@.add_message('c0000000-0000-0000-0000-000000000004', 'system', 'nobody owns it');
 
+-- Streams in every state, in a conversation of their own.
+insert into @s@.conversations (id, user_id, title) values
+('c0000000-0000-0000-0000-000000000006', 'a1000000-0000-0000-0000-000000000001', 'Streams');
+insert into @s@.messages (id, conversation_id, role, status, created_at)
+select ('f0000000-0000-0000-0000-00000000000' || n)::uuid, 'c0000000-0000-0000-0000-000000000006', 'assistant',
+    case when n = 8 then 'pending' else 'streaming' end::@s@.message_status, '2021-06-01+00'
+from generate_series(1, 9) n order by n;
+-- 1 goes on, 2 has gaps, 3 is completed, 4 stopped, 5 failed, 6 interrupted, 7 was ended by an UPDATE of
+-- its status alone, 8 and 9 have no chunk yet.
+insert into @s@.message_chunks (message_id, chunk_content, chunk_index, is_final, created_at, source) values
+('f0000000-0000-0000-0000-000000000001', 'one ', 0, false, '2021-06-01 01:02:03.000004+00', 'Model'),
+('f0000000-0000-0000-0000-000000000001', '', 1, false, '2021-06-01 01:02:03.000005+00', 'cache'),
+('f0000000-0000-0000-0000-000000000001', E'tab\there\nline \\. ☃ "q" \'\'', 2, false, '2021-06-01 01:02:03.999999+00', 'model'),
+('f0000000-0000-0000-0000-000000000002', 'six', 5, true, '2021-06-01 01:02:04+00', 'model'),
+('f0000000-0000-0000-0000-000000000002', 'three ', 2, false, '2021-06-01 01:02:05+00', 'model'),
+('f0000000-0000-0000-0000-000000000002', 'one ', 0, false, '2021-06-01 01:02:06+00', 'model');
+select @s@.append_chunks('f0000000-0000-0000-0000-000000000003', array['all ', 'of ', 'it'], 0, true);
+select @s@.append_chunks('f0000000-0000-0000-0000-000000000004', array['seen', ' and heard']);
+select @s@.stop_message('f0000000-0000-0000-0000-000000000004');
+select @s@.append_chunk('f0000000-0000-0000-0000-000000000005', 'half');
+select @s@.fail_message('f0000000-0000-0000-0000-000000000005', 'overload');
+select @s@.append_chunks('f0000000-0000-0000-0000-000000000006', array_agg('token ' || n || ' ' order by n))
+from generate_series(0, 299) n;
+select @s@.recover_stalled_messages('0 s', 1000);
+update @s@.messages set status = 'streaming', content = '' where id in
+('f0000000-0000-0000-0000-000000000001', 'f0000000-0000-0000-0000-000000000002',
+'f0000000-0000-0000-0000-000000000009', 'e0000000-0000-0000-0000-000000000002');
+update @s@.messages set status = 'streaming', content = '' where id = 'f0000000-0000-0000-0000-000000000007';
+select @s@.append_chunks('f0000000-0000-0000-0000-000000000007', array['ended', ' in passing']);
+select @s@.append_chunk('f0000000-0000-0000-0000-000000000007', repeat('long ', 10000));
+update @s@.messages set status = 'completed' where id = 'f0000000-0000-0000-0000-000000000007';
+-- A chunk whose message is gone, as a trigger that was disabled leaves it.
+set row_security = off;
+insert into @s@.message_chunks (message_id, chunk_content, chunk_index)
+values ('f0000000-0000-0000-0000-0000000000ff', 'left behind', 3);
+reset row_security;
+
 insert into app.notes (conversation_id, message_id, speaker, note) values
 ('c0000000-0000-0000-0000-000000000001', 'e0000000-0000-0000-0000-000000000002', 'assistant', 'n'),
 ('c0000000-0000-0000-0000-000000000003', null, null, E'\\N');

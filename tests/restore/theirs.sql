@@ -16,6 +16,18 @@ alter table @s@.messages alter column parts set storage external;
 alter table @s@.messages set (fillfactor = 90);
 alter table @s@.messages replica identity full;
 
+alter table @s@.message_chunks add column source text not null default 'model' check (source <> '');
+comment on column @s@.message_chunks.source is 'the user''s own column of chunks';
+alter table @s@.message_chunks add column gone text;
+alter table @s@.message_chunks add column length integer
+    generated always as (pg_catalog.octet_length(chunk_content)) stored;
+alter table @s@.message_chunks drop column gone;
+alter table @s@.message_chunks set (fillfactor = 95, autovacuum_vacuum_threshold = 777, toast.vacuum_truncate = off);
+alter table @s@.message_chunks reset (autovacuum_analyze_threshold);
+alter table @s@.message_chunks alter column chunk_content set storage external;
+
+create index message_chunks_by_time on @s@.message_chunks (created_at) include (source) where not is_final;
+comment on index @s@.message_chunks_by_time is 'the user''s own index of chunks';
 create index messages_by_rating on @s@.messages (rating, (lower(model_used))) where rating > 3;
 comment on index @s@.messages_by_rating is 'the user''s own index';
 alter table @s@.messages cluster on idx_messages_conversation_seq;
@@ -26,6 +38,11 @@ comment on policy auditors_read on @s@.messages is 'the user''s own policy';
 create policy nobody_deletes_at_night on @s@.conversations as restrictive for delete
 using (pg_catalog.now() is not null and id <> '00000000-0000-0000-0000-000000000000');
 
+create policy auditors_read_chunks on @s@.message_chunks for select to restore_auditor using (source = 'model');
+create policy chunks_are_short on @s@.message_chunks as restrictive for insert
+with check (pg_catalog.octet_length(chunk_content) < 100000);
+comment on policy chunks_are_short on @s@.message_chunks is 'the user''s own policy on chunks';
+
 create function app.at_most_ten() returns trigger language plpgsql as $$
 begin
     new.rating := least(new.rating, 10);
@@ -35,6 +52,15 @@ $$;
 create trigger rating_is_at_most_ten before insert or update on @s@.messages
 for each row execute function app.at_most_ten();
 comment on trigger rating_is_at_most_ten on @s@.messages is 'the user''s own trigger';
+create function app.small_source() returns trigger language plpgsql as $$
+begin
+    new.source := pg_catalog.lower(new.source);
+    return new;
+end;
+$$;
+create trigger source_is_small before insert on @s@.message_chunks
+for each row execute function app.small_source();
+comment on trigger source_is_small on @s@.message_chunks is 'the user''s own trigger on chunks';
 create trigger switched_off after delete on @s@.conversations
 for each row execute function app.at_most_ten();
 alter table @s@.conversations disable trigger switched_off;
@@ -73,7 +99,8 @@ select m.role, c.title from @s@.messages m join @s@.conversations c on c.id = m.
 with no data;
 
 create publication app_pub for table
-    @s@.conversations, @s@.messages (id, conversation_id, content), @s@.users where (is_active)
+    @s@.conversations, @s@.messages (id, conversation_id, content), @s@.users where (is_active),
+    @s@.message_chunks (message_id, chunk_index, chunk_content)
 with (publish = 'insert');
 
 select @s@.grant_access('restore_member', 'member');

@@ -4,19 +4,42 @@ use std::collections::BTreeMap;
 
 use pg_conversation_tests::{Client, Database, Server, Session, Uuid, describe, oldest};
 
-use crate::{attempt, fault};
+use crate::{SERVICE, attempt, fault, grant_service};
 
 pub struct Function {
     pub name: String,
     pub types: Vec<String>,
+    /// Names of the arguments.
+    names: Vec<String>,
     pub returns: String,
     pub language: String,
+}
+
+/// Rows that exist, for arguments that name some.
+#[derive(Clone, Copy)]
+pub struct Ids {
+    pub conversation: Uuid,
+    pub user: Uuid,
+    /// A stream with one chunk, "user".
+    pub message: Uuid,
 }
 
 impl Function {
     pub fn call(&self, args: &[String]) -> String {
         let from = if self.returns == "trigger" { "select" } else { "select * from" };
         format!("{from} {}({})", self.name, args.join(", "))
+    }
+
+    /// Values to try for each argument; the first is an ordinary one.
+    pub fn choices(&self, ids: &Ids) -> Vec<Vec<String>> {
+        let of = |(of, name): (&String, &String)| {
+            let mut values = values(of, ids);
+            if name == "message_id" || name == "msg_id" {
+                values.insert(0, format!("'{}'::uuid", ids.message));
+            }
+            values
+        };
+        self.types.iter().zip(&self.names).map(of).collect()
     }
 }
 
@@ -26,6 +49,7 @@ pub fn functions(client: &mut Client) -> Vec<Function> {
         .query(
             "select p.oid::regproc::text, \
                     array(select format_type(t, null) from unnest(p.proargtypes) with ordinality u (t, n) order by n), \
+                    array(select coalesce(p.proargnames[n], '') from generate_series(1, p.pronargs) n), \
                     format_type(p.prorettype, null), l.lanname::text \
              from pg_proc p join pg_language l on l.oid = p.prolang join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid \
              join pg_extension e on e.oid = d.refobjid and e.extname = 'pg_conversation' \
@@ -37,19 +61,20 @@ pub fn functions(client: &mut Client) -> Vec<Function> {
         .map(|row| Function {
             name: row.get(0),
             types: row.get(1),
-            returns: row.get(2),
-            language: row.get(3),
+            names: row.get(2),
+            returns: row.get(3),
+            language: row.get(4),
         })
         .collect()
 }
 
 /// Values of a type; the first is an ordinary one.
-pub fn values(of: &str, conversation: Uuid, user: Uuid) -> Vec<String> {
+fn values(of: &str, ids: &Ids) -> Vec<String> {
     let with_cast = |list: &[&str]| list.iter().map(|value| format!("{value}::{of}")).collect();
     match of {
         "uuid" => vec![
-            format!("'{conversation}'::uuid"),
-            format!("'{user}'::uuid"),
+            format!("'{}'::uuid", ids.conversation),
+            format!("'{}'::uuid", ids.user),
             "'00000000-0000-0000-0000-000000000000'::uuid".into(),
             "'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid".into(),
         ],
@@ -80,6 +105,25 @@ pub fn values(of: &str, conversation: Uuid, user: Uuid) -> Vec<String> {
         "timestamp with time zone" => {
             with_cast(&["pg_catalog.now()", "'infinity'", "'-infinity'", "'4713-01-01 BC'"])
         }
+        "text[]" => with_cast(&[
+            "array['user', 'member']",
+            "'{}'",
+            "array[null]",
+            "array['user', null]",
+            "'[-5:-4]={user,member}'",
+            "array[['user', 'member'], ['a', 'b']]",
+            "array_fill(''::text, array[20000])",
+            "array[repeat('x', 1048576), (select string_agg(md5(n::text), '') from generate_series(1, 3000) n)]",
+            "string_to_array(repeat('x,', 3000), ',')",
+        ]),
+        "interval" => with_cast(&[
+            "'1 day'",
+            "'0'",
+            "'-1 day'",
+            "'1 mon -30 days'",
+            "'178000000 years'",
+            "'-178000000 years'",
+        ]),
         // Nobody can make a value of it, but a null can be named.
         "internal" => vec!["null".into()],
         other => panic!("a function takes {other}: say here which values to try"),
@@ -110,33 +154,45 @@ pub fn callers(user: Uuid) -> Vec<Caller> {
         caller("stranger", "member", format!("set pg_conversation.user_id = '{}'", Uuid::new_v4())),
         caller("member without identity", "member", String::new()),
         caller("role without grants", "conc_stranger", String::new()),
+        caller("service", SERVICE, String::new()),
     ]
 }
 
-pub fn set_up(database: &Database) -> (Uuid, Uuid) {
+pub fn set_up(database: &Database) -> Ids {
     database.server.role("conc_stranger");
-    let user = Uuid::new_v4();
-    let mut client = database.member(user);
+    grant_service(database);
+    make_rows(&mut database.member(Uuid::new_v4()))
+}
+
+/// A session that speaks for a user makes rows of his.
+pub fn make_rows(client: &mut Client) -> Ids {
+    let user = client.value("select ensure_user()");
     let conversation = client.value("select create_conversation('talk')");
     client.run(&format!("select add_message('{conversation}', 'user', 'hello', 'user')"));
-    (conversation, user)
+    let message = client.value(&format!("select begin_message('{conversation}')"));
+    client.run(&format!("select append_chunk('{message}', 'user')"));
+    Ids { conversation, user, message }
 }
 
 #[test]
 fn no_value_of_any_argument_brings_more_than_an_error_with_code_and_hint() {
     let database = Server::shared(oldest()).database();
-    let (conversation, user) = set_up(&database);
+    let ids = set_up(&database);
     let functions = functions(&mut database.superuser());
-    assert!(functions.len() > 15);
+    assert!(functions.len() > 35);
     let mut faults = Vec::new();
     let (mut calls, mut codes) = (0, BTreeMap::<String, u32>::new());
-    for caller in callers(user) {
-        let mut client = database.connect(caller.role);
-        client.run(&caller.settings);
-        client.run("begin");
+    for caller in callers(ids.user) {
+        let connect = || {
+            let mut client = database.connect(caller.role);
+            client.run(&caller.settings);
+            // No value makes a call wait for what will not come.
+            client.run("set statement_timeout = '20 s'; begin");
+            client
+        };
+        let mut client = connect();
         for function in &functions {
-            let choices: Vec<_> =
-                function.types.iter().map(|of| values(of, conversation, user)).collect();
+            let choices = function.choices(&ids);
             let ordinary: Vec<_> = choices.iter().map(|values| values[0].clone()).collect();
             let nulls: Vec<_> = function.types.iter().map(|of| null(of)).collect();
             let mut tries = vec![function.call(&ordinary), function.call(&nulls)];
@@ -155,13 +211,12 @@ fn no_value_of_any_argument_brings_more_than_an_error_with_code_and_hint() {
                 if let Err(error) = attempt(&mut client, &sql) {
                     let code = error.code().map_or("none", |code| code.code());
                     *codes.entry(format!("{} {code}", caller.name)).or_default() += 1;
-                    if let Some(fault) = fault(&error) {
+                    let late = (code == "57014").then(|| "took too long".to_string());
+                    if let Some(fault) = fault(&error).or(late) {
                         faults.push(format!("{}: {sql:.300}\n    {fault:.600}", caller.name));
                     }
                     if error.as_db_error().is_none() || client.is_closed() {
-                        client = database.connect(caller.role);
-                        client.run(&caller.settings);
-                        client.run("begin");
+                        client = connect();
                     }
                 }
             }
@@ -195,8 +250,9 @@ fn functions_without_their_tables_say_what_to_do() {
     owner.run(&format!("set pg_conversation.user_id = '{user}'; begin"));
     let mut wrong = Vec::new();
     for function in functions(&mut database.superuser()) {
+        let ids = Ids { conversation: user, user, message: user };
         let args: Vec<_> =
-            function.types.iter().map(|of| values(of, user, user).swap_remove(0)).collect();
+            function.choices(&ids).into_iter().map(|mut values| values.swap_remove(0)).collect();
         match attempt(&mut owner, &function.call(&args)) {
             Ok(()) => (),
             Err(error) => {

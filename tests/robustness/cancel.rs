@@ -15,11 +15,36 @@ fn whatever_runs_long_can_be_cancelled_within_a_second() {
     member.run(&format!(
         "insert into messages (conversation_id, role) select '{c}', 'user' from generate_series(1, 2000)"
     ));
+    // A stream of many chunks, one of few, one that somebody else is writing.
+    let [long, short, held]: [Uuid; 3] =
+        std::array::from_fn(|_| member.value(&format!("select begin_message('{c}')")));
+    member.run(&format!(
+        "select append_chunks('{long}', array_agg('t' || n order by n)) from generate_series(1, 200000) n"
+    ));
+    member.run(&format!("select append_chunk('{short}', 'x')"));
     let mut holder = database.superuser();
     holder.run(&format!(
         "begin; select migrate(); update conversations set title = 'held' where id = '{d}'"
     ));
 
+    // A table of chunks that the DBA has attached something to is written by statements.
+    let attached = "create function note() returns trigger language plpgsql as 'begin return new; end'; \
+                    create trigger note before insert on message_chunks for each row execute function note()";
+    let window = |message: Uuid, pieces: u32| {
+        format!(
+            "select append_chunks('{message}', array_agg('t' || n order by n), 0) \
+             from generate_series(1, {pieces}) n"
+        )
+    };
+    let begun = |first: &str| {
+        let message = Uuid::new_v4();
+        format!(
+            "{first}; insert into messages (id, conversation_id, role, status) \
+             values ('{message}', '{c}', 'assistant', 'streaming'); {}",
+            window(message, 2_000_000)
+        )
+    };
+    holder.run(&format!("select append_chunk('{held}', 'x')"));
     let many = "generate_series(1, 100000000) n";
     let cases = [
         (
@@ -47,6 +72,50 @@ fn whatever_runs_long_can_be_cancelled_within_a_second() {
         ("member", format!("select count(get_or_create_conversation(n::text)) from {many}")),
         ("member", format!("select add_message('{d}', 'user', 'waits')")),
         ("member", format!("update conversations set title = 'x' where id = '{d}'")),
+        ("member", begun("select 1")),
+        ("postgres", begun(attached)),
+        // What is there already is compared, again and again.
+        (
+            "member",
+            format!(
+                "select count(r) from {many}, lateral ({}) r where n > 0",
+                window(long, 200_000)
+            ),
+        ),
+        ("member", format!("select * from wait_for_chunks('{short}', 0, 2147483647)")),
+        ("postgres", format!("select * from wait_for_chunks('{long}', 199999, 60000)")),
+        ("member", format!("select count(reconstruct_message('{long}')) from {many} where n > 0")),
+        ("member", format!("select count(r) from {many}, read_stream('{long}', n % 2, 300000) r")),
+        ("member", format!("select count(begin_message('{c}')) from {many}")),
+        ("member", format!("select count(append_chunk('{short}', 'x')) from {many}")),
+        (
+            "member",
+            format!(
+                "insert into message_chunks (message_id, chunk_content) select '{short}', 'x' from {many}"
+            ),
+        ),
+        (
+            "member",
+            format!(
+                "insert into message_chunks (message_id, chunk_content, chunk_index) \
+                 select '{long}', 't', n from {many} on conflict do nothing"
+            ),
+        ),
+        ("member", format!("select append_chunk('{held}', 'y')")),
+        ("member", format!("select stop_message('{held}')")),
+        ("postgres", format!("delete from messages where id = '{held}'")),
+        (
+            "member",
+            format!("select count(has_message_access(new_id(), '{user}', 'read')) from {many}"),
+        ),
+        (
+            "postgres",
+            format!(
+                "begin; insert into messages (conversation_id, role, status) \
+                 select '{c}', 'assistant', 'streaming' from generate_series(1, 2000); \
+                 select count(recover_stalled_messages('0 s') + cleanup_finished_streams('-1 day')) from {many}"
+            ),
+        ),
         ("postgres", "select migrate()".into()),
         ("postgres", "select rollback_to(0, true)".into()),
         ("postgres", "drop extension pg_conversation cascade".into()),
@@ -73,8 +142,14 @@ fn whatever_runs_long_can_be_cancelled_within_a_second() {
                 slow.push(format!("{sql}: {code} after {took:?}"));
             }
         });
-        client.run("select 1");
+        client.run("rollback; select 1");
     }
     holder.run("rollback");
+    // Nothing of all that was written, and nothing is in the way of what comes.
+    for (message, chunks) in [(long, 200_000), (short, 1), (held, 0)] {
+        let next: i32 = member.value(&format!("select resume_message('{message}')"));
+        assert_eq!(next, chunks, "{message}");
+        member.run(&format!("select append_chunk('{message}', 'end', {chunks}, true)"));
+    }
     assert!(slow.is_empty(), "{slow:#?}");
 }

@@ -3,13 +3,30 @@
 
 mod calls;
 mod cancel;
+mod chunks;
+mod contexts;
 mod input;
 mod paths;
 mod rights;
 mod triggers;
 
-use pg_conversation_tests::{Client, describe};
+use std::sync::Mutex;
+
+use pg_conversation_tests::{Client, Database, Session, describe};
 use postgres::Error;
+
+/// The role of a backend that acts for every user.
+const SERVICE: &str = "conc_service";
+
+fn grant_service(database: &Database) {
+    // Roles belong to all databases, and two sessions may not alter one at once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    database.server.role(SERVICE);
+    database.superuser().run(&format!(
+        "alter role {SERVICE} bypassrls; select grant_access('{SERVICE}', 'service')"
+    ));
+}
 
 /// What is wrong with the way an error was raised, if anything.
 fn fault(error: &Error) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use pg_conversation_tests::{Database, Server, Session, Uuid, describe, oldest};
 
-use crate::calls::{functions, values};
+use crate::calls::{Ids, functions, make_rows};
 use crate::{attempt, fault};
 
 const MALLORY: &str = "conc_mallory";
@@ -27,8 +27,8 @@ begin
         from pg_operator o
         where o.oprnamespace = 'pg_catalog'::regnamespace and o.oprleft <> 0
         and o.oprleft::regtype::text in ('uuid', 'text', 'integer', 'bigint', 'boolean', 'jsonb', 'name',
-            'timestamp with time zone', 'oid', 'char', 'character')
-        and o.oprright = o.oprleft
+            'timestamp with time zone', 'oid', 'char', 'character', 'interval', 'text[]')
+        and o.oprright::regtype::text in (o.oprleft::regtype::text, 'interval')
     loop
         execute format('create function his.trap_%s(a %s, b %s) returns %s language plpgsql as %L',
             real.n, real.l, real.r, real.result, format(body, format('a operator(pg_catalog.%s) b', real.name)));
@@ -43,7 +43,8 @@ begin
         and p.provariadic = 0
         and p.proname = any (array['lower', 'now', 'octet_length', 'char_length', 'length', 'jsonb_typeof',
             'to_regclass', 'to_regrole', 'pg_has_role', 'current_setting', 'set_config', 'encode', 'sha256',
-            'convert_to', 'replace', 'quote_ident', 'current_database', 'repeat', 'left', 'right', 'md5'])
+            'convert_to', 'replace', 'quote_ident', 'current_database', 'repeat', 'left', 'right', 'md5',
+            'clock_timestamp', 'unnest', 'cardinality', 'array_length', 'pg_backend_pid', 'substr'])
         and 'internal'::regtype <> all (p.proargtypes) and 'cstring'::regtype <> all (p.proargtypes)
     loop
         execute format('create function his.%I(%s) returns %s language plpgsql as %L',
@@ -61,8 +62,11 @@ create table his.conversations (id uuid, tenant_id uuid, user_id uuid, title tex
 create table his.users (id uuid, auth_id uuid, tenant_id uuid);
 create table his.tenants (id uuid, name text);
 create table his.conversation_members (conversation_id uuid, user_id uuid);
+create table his.message_chunks (message_id uuid, created_at timestamptz, chunk_index int, is_final bool,
+    chunk_content text);
 create table his.schema_version (version int);
 create type his.message_role as enum ('user');
+create type his.message_status as enum ('streaming');
 create function his.new_id() returns uuid language plpgsql as $$ begin
     if current_user operator(pg_catalog.<>) 'conc_mallory' then raise exception 'trap' using errcode = 'ZZ666'; end if;
     return '00000000-0000-0000-0000-000000000000'::uuid; end $$;
@@ -70,6 +74,12 @@ create function his.current_user_id() returns uuid language sql as 'select his.n
 create function his.current_tenant_id() returns uuid language sql as 'select his.new_id()';
 create function his.has_conversation_access(uuid, uuid, text) returns boolean language plpgsql as
     $$ begin return his.new_id() is not null; end $$;
+create function his.has_message_access(uuid, uuid, text) returns boolean language plpgsql as
+    $$ begin return his.new_id() is not null; end $$;
+create function his.append_chunk(uuid, text, int, bool) returns boolean language plpgsql as
+    $$ begin return his.new_id() is not null; end $$;
+create function his.reconstruct_message(uuid) returns text language plpgsql as
+    $$ begin return his.new_id(); end $$;
 grant all on schema his to public;
 grant all on all tables in schema his to public";
 
@@ -77,9 +87,10 @@ const TEMPORARY: &str = "
 create temp table messages (like his.messages); create temp table conversations (like his.conversations);
 create temp table users (like his.users); create temp table tenants (like his.tenants);
 create temp table schema_version (like his.schema_version);
+create temp table message_chunks (like his.message_chunks);
 create temp table conversation_members (like his.conversation_members)";
 
-fn set_up(database: &Database) -> (Uuid, Uuid) {
+fn set_up(database: &Database) -> Ids {
     let user = Uuid::new_v4();
     database.server.role(MALLORY);
     database.superuser().run(&format!(
@@ -88,9 +99,7 @@ fn set_up(database: &Database) -> (Uuid, Uuid) {
     let mut mallory = database.connect(MALLORY);
     mallory.run(TRAPS);
     mallory.run(&format!("set search_path = chat; set pg_conversation.user_id = '{user}'"));
-    let c: Uuid = mallory.value("select create_conversation('talk')");
-    mallory.run(&format!("select add_message('{c}', 'user', 'hello', 'user')"));
-    (c, user)
+    make_rows(&mut mallory)
 }
 
 #[test]
@@ -99,7 +108,8 @@ fn objects_of_the_caller_never_run_with_the_rights_of_the_owner() {
     database
         .superuser()
         .run("create schema chat; create extension pg_conversation with schema chat");
-    let (c, user) = set_up(&database);
+    let ids = set_up(&database);
+    let (c, user, m) = (ids.conversation, ids.user, ids.message);
     let functions: Vec<_> = {
         let mut client = database.superuser();
         client.run("set search_path = nowhere");
@@ -128,6 +138,36 @@ fn objects_of_the_caller_never_run_with_the_rights_of_the_owner() {
         "select * from chat.users".into(),
         "select * from chat.tenants".into(),
         "select * from chat.conversation_members".into(),
+        "select * from chat.message_chunks".into(),
+        format!("insert into chat.message_chunks (message_id, chunk_content) values ('{m}', 'x')"),
+        format!(
+            "insert into chat.message_chunks (message_id, chunk_content, chunk_index, is_final) \
+             values ('{m}', 'z', 2, true), ('{m}', 'y', 1, false)"
+        ),
+        format!(
+            "insert into chat.message_chunks (message_id, chunk_content, chunk_index) \
+             values ('{m}', 'user', 0) on conflict do nothing"
+        ),
+        format!("delete from chat.messages where id operator(pg_catalog.=) '{m}'"),
+        format!("select chat.append_chunk('{m}', 'x'), chat.append_chunk('{m}', 'y', 2, true)"),
+        format!(
+            "select chat.append_chunks('{m}', array['user', 'x'], 0), chat.finish_message('{m}', 1)"
+        ),
+        format!(
+            "select chat.stop_message('{m}', 2), chat.finish_message('{m}', 1, 2, 'a', 3, '{{}}')"
+        ),
+        format!("select chat.finish_message('{m}'), chat.cleanup_streaming_artifacts('{m}')"),
+        format!("select chat.fail_message('{m}', 'x'), chat.fail_message('{m}', 'x')"),
+        "select chat.recover_stalled_messages('0'), chat.cleanup_finished_streams('0')".into(),
+        format!(
+            "select chat.recover_stalled_messages('0'); select chat.resume_message('{m}'); \
+             select * from chat.wait_for_chunks('{m}')"
+        ),
+        format!(
+            "select chat.begin_message('{c}', client_message_id => 'x'), chat.begin_message('{c}')"
+        ),
+        "select chat.enable_realtime('his_pub', true); select chat.disable_realtime('his_pub')"
+            .into(),
         format!("select * from chat.add_message('{c}', 'user', 'hello', 'user')"),
         format!("select * from chat.add_message('{c}', 'user', 'again', 'key')"),
         format!("set pg_conversation.user_id = '{}'; select chat.ensure_user()", Uuid::new_v4()),
@@ -137,7 +177,7 @@ fn objects_of_the_caller_never_run_with_the_rights_of_the_owner() {
         ),
     ];
     for function in &functions {
-        let choices: Vec<_> = function.types.iter().map(|of| values(of, c, user)).collect();
+        let choices = function.choices(&ids);
         let ordinary: Vec<_> = choices.iter().map(|values| values[0].clone()).collect();
         statements.push(function.call(&ordinary));
         let second: Vec<_> =

@@ -3,10 +3,51 @@
 
 use pg_conversation_tests::{Database, Server, Session, oldest};
 
+use crate::fault;
+
 /// A trigger function that makes whoever runs it give all it can.
 const PROMOTE: &str = "
     create function promote() returns trigger language plpgsql as $$ begin
-        execute 'alter role schema_owner superuser'; return coalesce(new, old); end $$;";
+        execute 'alter role schema_owner superuser'; return coalesce(new, old); end $$;
+    create function promote_now() returns boolean language plpgsql as $$ begin
+        execute 'alter role schema_owner superuser'; return true; end $$;
+    create function sly(value text) returns text language plpgsql immutable as $$ begin
+        if pg_catalog.pg_has_role('postgres', 'usage') then perform public.promote_now(); end if;
+        return value; end $$;";
+
+/// A superuser has installed, the owner of the schema has a stream of two chunks.
+const REPLACED: &str = "
+    create extension pg_conversation; select grant_access('schema_owner');
+    insert into users (id) values ('11111111-1111-4111-8111-111111111111');
+    insert into conversations (id, user_id) values
+        ('cccccccc-0000-7000-8000-00000000000a', '11111111-1111-4111-8111-111111111111');
+    insert into messages (id, conversation_id, role, status) values
+        ('00000000-0000-4000-8000-00000000000a', 'cccccccc-0000-7000-8000-00000000000a', 'assistant', 'streaming'),
+        ('00000000-0000-4000-8000-00000000000b', 'cccccccc-0000-7000-8000-00000000000a', 'assistant', 'streaming'),
+        ('00000000-0000-4000-8000-00000000000c', 'cccccccc-0000-7000-8000-00000000000a', 'assistant', 'streaming'),
+        ('00000000-0000-4000-8000-00000000000d', 'cccccccc-0000-7000-8000-00000000000a', 'assistant', 'streaming');
+    insert into message_chunks (message_id, chunk_content) select id, c from messages, (values ('a'), ('b')) v (c);";
+
+const ALL_OF_A_STREAM: &str = "
+    select append_chunk('00000000-0000-4000-8000-00000000000a', 'x');
+    select append_chunks('00000000-0000-4000-8000-00000000000a', array['x', 'y'], 0);
+    insert into message_chunks (message_id, chunk_index, chunk_content, is_final)
+        values ('00000000-0000-4000-8000-00000000000a', 0, 'x', true);
+    select read_stream('00000000-0000-4000-8000-00000000000a');
+    select wait_for_chunks('00000000-0000-4000-8000-00000000000a', timeout_ms => 0);
+    select reconstruct_message('00000000-0000-4000-8000-00000000000a');
+    select resume_message('00000000-0000-4000-8000-00000000000a');
+    select finish_message('00000000-0000-4000-8000-00000000000a', 1);
+    select cleanup_streaming_artifacts('00000000-0000-4000-8000-00000000000a');
+    select stop_message('00000000-0000-4000-8000-00000000000b', 1);
+    select stop_message('00000000-0000-4000-8000-00000000000c');
+    select fail_message('00000000-0000-4000-8000-00000000000c', 'x');
+    select append_chunk('00000000-0000-4000-8000-00000000000d', 'x', is_final => true);
+    select recover_stalled_messages('0 s');
+    select cleanup_finished_streams('0 s');
+    select begin_message('cccccccc-0000-7000-8000-00000000000a');
+    select purge_conversation('cccccccc-0000-7000-8000-00000000000a');
+    delete from conversations";
 
 fn database<'a>(server: &'a Server) -> Database<'a> {
     server.role("schema_owner");
@@ -86,6 +127,85 @@ fn tables_put_in_place_of_ours_gain_no_rights() {
             "select migrate()",
         ),
         (
+            "message_chunks replaced after a superuser installed, and its messages are written",
+            vec![REPLACED],
+            "drop table message_chunks cascade;
+             create table message_chunks (message_id uuid, created_at timestamptz default now(), chunk_index int,
+                 is_final bool default false, chunk_content text check (sly(chunk_content) is not null),
+                 extra text default sly('x'),
+                 constraint message_chunks_pkey primary key (message_id, chunk_index));
+             create index on message_chunks (sly(chunk_content));
+             create trigger promote before insert or delete on message_chunks
+                 for each row execute function promote();
+             create trigger promote_all after insert or delete on message_chunks execute function promote();
+             alter table message_chunks enable row level security;
+             create policy p on message_chunks using (sly(chunk_content) is not null);
+             create rule r as on insert to message_chunks do also delete from message_chunks where sly('x') = 'y';
+             grant all on message_chunks to postgres;",
+            "schema_owner",
+            ALL_OF_A_STREAM,
+        ),
+        (
+            "message_chunks replaced by a table that looks the same",
+            vec![REPLACED],
+            "drop table message_chunks cascade;
+             create table message_chunks (message_id uuid not null, created_at timestamptz not null default now(),
+                 chunk_index int not null, is_final bool not null default false, chunk_content text not null,
+                 constraint message_chunks_pkey primary key (message_id, chunk_index));
+             create unique index on message_chunks (sly(chunk_content)) where sly(chunk_content) <> 'y';
+             grant all on message_chunks to postgres;",
+            "schema_owner",
+            ALL_OF_A_STREAM,
+        ),
+        (
+            "message_chunks replaced by a view",
+            vec![REPLACED],
+            "drop table message_chunks cascade;
+             create view message_chunks as select '00000000-0000-4000-8000-00000000000a'::uuid as message_id,
+                 now() as created_at, 0 as chunk_index, false as is_final, sly('x') as chunk_content;
+             create trigger promote instead of insert or delete on message_chunks
+                 for each row execute function promote();
+             grant all on message_chunks to postgres;",
+            "schema_owner",
+            ALL_OF_A_STREAM,
+        ),
+        (
+            "messages replaced under streams",
+            vec![REPLACED],
+            "create table old_messages as select * from messages;
+             drop table messages cascade;
+             create table messages (like old_messages, primary key (id));
+             insert into messages select * from old_messages;
+             create trigger promote before insert or update or delete on messages
+                 for each row execute function promote();
+             create trigger promote_all after insert or update or delete on messages execute function promote();
+             grant all on messages to postgres;",
+            "schema_owner",
+            ALL_OF_A_STREAM,
+        ),
+        (
+            "a deferred trigger set off by the recovery of streams",
+            vec![],
+            "create extension pg_conversation; insert into users (id) values ('11111111-1111-4111-8111-111111111111');
+             set pg_conversation.user_id = '11111111-1111-4111-8111-111111111111';
+             select append_chunk(begin_message(create_conversation('x')), 'x');
+             create constraint trigger promote after update on messages deferrable initially deferred
+                 for each row execute function promote();",
+            "postgres",
+            "select recover_stalled_messages('0 s')",
+        ),
+        (
+            "a deferred trigger set off by clean-up",
+            vec![],
+            "create extension pg_conversation; insert into users (id) values ('11111111-1111-4111-8111-111111111111');
+             set pg_conversation.user_id = '11111111-1111-4111-8111-111111111111';
+             select append_chunk(begin_message(create_conversation('x')), 'x', is_final => true);
+             create constraint trigger promote after delete on message_chunks deferrable initially deferred
+                 for each row execute function promote();",
+            "postgres",
+            "select cleanup_finished_streams('0 s')",
+        ),
+        (
             "a deferred trigger set off by doctor",
             vec![],
             "create extension pg_conversation; create table box (i int);
@@ -99,7 +219,8 @@ fn tables_put_in_place_of_ours_gain_no_rights() {
             "select doctor()",
         ),
     ];
-    for (name, by_superuser, by_owner, then, statement) in cases {
+    let mut wrong = Vec::new();
+    for (name, by_superuser, by_owner, then, statements) in cases {
         let database = database(&server);
         for sql in by_superuser {
             database.superuser().run(sql);
@@ -111,13 +232,20 @@ fn tables_put_in_place_of_ours_gain_no_rights() {
         if then == "schema_owner" {
             last.run(&format!("set pg_conversation.user_id = '{user}'"));
         }
-        let result = last.batch_execute(statement);
-        assert!(!is_superuser(&database), "{name}: {result:?}");
-        // Whatever was said, it was said in words, and the server lives.
-        if let Err(error) = result {
-            assert!(error.as_db_error().is_some(), "{name}: {error}");
+        for statement in statements.split(';') {
+            let result = last.batch_execute(statement);
+            if is_superuser(&database) {
+                wrong.push(format!("{name}: {statement}: {result:?}"));
+            }
+            // Whatever was said, it was said in words, and the server lives.
+            if let Err(error) = result
+                && let Some(fault) = fault(&error)
+            {
+                wrong.push(format!("{name}: {statement}: {fault}"));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

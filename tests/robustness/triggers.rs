@@ -1,15 +1,21 @@
 //! Our trigger functions on tables that are not ours.
 
-use pg_conversation_tests::{Client, Database, Server, Session, oldest, wait_until};
+use pg_conversation_tests::{Client, Database, Server, Session, Uuid, oldest, wait_until};
 
-use crate::calls::functions;
-use crate::fault;
+use crate::calls::{functions, make_rows};
+use crate::{attempt, fault};
 
 const MALLORY: &str = "conc_mallory";
 
 /// Names of columns that the triggers look for.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 18] = [
     "id",
+    "message_id",
+    "chunk_index",
+    "chunk_content",
+    "is_final",
+    "content",
+    "status",
     "conversation_id",
     "tenant_id",
     "user_id",
@@ -56,7 +62,7 @@ fn triggers_on_foreign_tables_raise_errors_and_never_harm_the_server() {
         .filter(|function| function.returns == "trigger")
         .map(|function| function.name)
         .collect();
-    assert!(triggers.len() >= 5);
+    assert!(triggers.len() >= 8);
 
     let (mut faults, mut accepted, mut refused) = (Vec::new(), 0, 0);
     let types = [
@@ -204,6 +210,76 @@ fn go(
         }
     }
     faults
+}
+
+#[test]
+fn triggers_on_another_table_of_ours_or_at_another_time_never_harm_the_server() {
+    let server = Server::private(oldest(), "fsync = off\n");
+    let database = server.database();
+    let mut owner = database_again(&database);
+    let ids = make_rows(&mut database.member(Uuid::new_v4()));
+    let (c, m) = (ids.conversation, ids.message);
+    let other = Uuid::new_v4();
+    let statements = [
+        format!("insert into message_chunks (message_id, chunk_content) values ('{m}', 'x'), ('{m}', 'y')"),
+        format!(
+            "insert into message_chunks (message_id, chunk_content, chunk_index) values ('{m}', 'user', 0) \
+             on conflict (message_id, chunk_index) do nothing"
+        ),
+        format!("select append_chunk('{m}', 'x'), append_chunks('{m}', array['user', 'x', 'y'], 0, true)"),
+        format!("select begin_message('{c}'), stop_message('{m}', 2)"),
+        format!("select fail_message('{m}', 'x'), cleanup_streaming_artifacts('{m}')"),
+        format!("insert into messages (id, conversation_id, role) values ('{other}', '{c}', 'user')"),
+        "update messages set content = 'x'; delete from messages".into(),
+        "delete from message_chunks; insert into message_chunks values (null)".into(),
+        "truncate message_chunks, messages, conversations, conversation_members".into(),
+        format!("insert into conversations (id) values ('{other}'); delete from conversations"),
+        "set local row_security = off; insert into message_chunks (message_id, chunk_content, chunk_index) \
+         select new_id(), 'x', 0"
+            .into(),
+    ];
+    let (mut faults, mut accepted, mut refused) = (Vec::new(), 0, 0);
+    for function in functions(&mut database.superuser()) {
+        if function.returns != "trigger" {
+            continue;
+        }
+        for table in ["message_chunks", "messages", "conversations"] {
+            for when in [
+                "trigger z before insert or update or delete on @ for each row",
+                "trigger a before insert or update or delete on @ for each row",
+                "trigger z after insert or update or delete on @ for each row",
+                "trigger z before insert or update or delete or truncate on @",
+                "trigger z after insert or update or delete or truncate on @",
+                "constraint trigger z after insert or update or delete on @ deferrable initially deferred for each row",
+            ] {
+                let trigger = when.replace('@', table);
+                owner.run("begin");
+                for sql in &statements {
+                    let sql = format!(
+                        "create {trigger} execute function {}(); {sql}; set constraints all immediate",
+                        function.name
+                    );
+                    let Err(error) = attempt(&mut owner, &sql) else {
+                        accepted += 1;
+                        continue;
+                    };
+                    refused += 1;
+                    if let Some(fault) = fault(&error) {
+                        faults.push(format!("{sql:.300}\n    {fault:.300}"));
+                    }
+                    if error.as_db_error().is_none() {
+                        owner = database_again(&database);
+                        owner.run("begin");
+                    }
+                }
+                owner.run("rollback");
+            }
+        }
+    }
+    println!("{accepted} statements accepted, {refused} refused");
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    owner.run(&format!("select append_chunks('{m}', array['user', ' says'], 0, true)"));
+    assert_eq!(owner.value::<String>(&format!("select reconstruct_message('{m}')")), "user says");
 }
 
 #[test]

@@ -121,6 +121,13 @@ const BROKEN: &str = "
     alter table @s@.conversations disable trigger refuse_move;
     alter table @s@.messages alter column id drop default;
     alter table @s@.messages disable row level security;
+    alter table @s@.message_chunks disable row level security;
+    drop policy message_chunks_insert on @s@.message_chunks;
+    alter policy message_chunks_read on @s@.message_chunks using (true);
+    drop trigger place_chunk on @s@.message_chunks;
+    drop trigger complete_streams on @s@.message_chunks;
+    drop trigger remove_chunks on @s@.messages;
+    comment on column @s@.message_chunks.is_final is 'mine';
     comment on table @s@.users is 'mine';
     comment on index @s@.idx_messages_parent is null";
 
@@ -163,6 +170,41 @@ fn every_route_ends_like_a_fresh_install(server: &Server, schema: &str) {
         walk(route.back);
         expected.assert_same(&snapshot(&database, schema), &route.name);
     }
+}
+
+/// Clients of a version without streams begin with an empty message, and go on with it after the
+/// update; sessions that were there before it, too.
+#[test]
+fn messages_of_a_version_without_streams_take_them_after_the_update() {
+    let server = Workshop::new(oldest());
+    let database = empty(&server, "chat");
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation with schema chat version '0.0.4'");
+    server.role("member");
+    let user = Uuid::new_v4();
+    owner.run(&format!("set search_path = chat; set pg_conversation.user_id = '{user}'"));
+    let c: Uuid = owner.value("select create_conversation('old')");
+    for (role, content) in [("user", "asked"), ("assistant", "")] {
+        owner.run(&format!("select add_message('{c}', '{role}', '{content}')"));
+    }
+    let [asked, answer]: [Uuid; 2] = owner
+        .values("select id from messages order by sequence_number")
+        .try_into()
+        .expect("two messages");
+    owner.run("alter extension pg_conversation update; select grant_access('member')");
+    assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
+
+    let mut member = database.member(user);
+    member.run("set search_path = chat");
+    assert_eq!(member.error(&format!("select append_chunk('{asked}', 'x')")).0, "24000");
+    member.run(&format!("select append_chunks('{answer}', array['an', 'swer'], 0)"));
+    assert_eq!(owner.value::<String>(&format!("select reconstruct_message('{answer}')")), "answer");
+    owner.run(&format!("select finish_message('{answer}')"));
+    let text: String = member.value(&format!("select content from messages where id = '{answer}'"));
+    assert_eq!(text, "answer");
+    assert_eq!(owner.error("select rollback_to(4)").0, "55000", "its chunks are there");
+    owner.run("select cleanup_finished_streams('0 s'); select rollback_to(4)");
+    assert_eq!(owner.value::<i64>("select count(*) from messages where content = 'answer'"), 1);
 }
 
 /// The last of the paths: a dump, brought back by the owner, and migrate().
