@@ -8,35 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pg_conversation_tests::{Client, Database, Server, Session, Uuid, describe, seed};
+use pg_conversation_tests::{Client, Database, Rng, Server, Session, Uuid, describe};
 use postgres::Error;
-
-/// Numbers that look random and come back with the seed.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(stream: u64) -> Self {
-        let mut rng = Self(seed() ^ (stream + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        rng.next();
-        rng
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-}
 
 /// What a session knows about the texts it sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 
-use pg_conversation_tests::{Client, Database, Server, Session, describe, oldest, seed};
+use pg_conversation_tests::{Client, Database, Rng, Server, Session, describe, oldest, seed};
 use postgres::Statement;
-
-use crate::crowd::Rng;
 
 const ADA: &str = "00000000-0000-4000-8000-00000000000a";
 const BOB: &str = "00000000-0000-4000-8000-00000000000b";

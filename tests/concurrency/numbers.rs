@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pg_conversation_tests::{Client, Database, Server, Session, Uuid, oldest, seed, wait_until};
+use pg_conversation_tests::{
+    Client, Database, Rng, Server, Session, Uuid, oldest, seed, wait_until,
+};
 
-use crate::crowd::{Account, Crowd, Rng, SERVICE, check_numbers, grant_service};
+use crate::crowd::{Account, Crowd, SERVICE, check_numbers, grant_service};
 
 fn conversations(database: &Database, owner: Uuid, n: usize) -> Vec<Uuid> {
     let mut client = database.member(owner);
