@@ -31,10 +31,14 @@ thread_local! {
 const MOST_PLANS: usize = 256;
 
 /// Forgets the schema whenever a function is made or dropped, for after DROP EXTENSION and CREATE
-/// EXTENSION the extension may live elsewhere; and counts changes of functions and relations.
+/// EXTENSION the extension may live elsewhere; and counts changes of functions, relations (grants on
+/// them are some) and roles.
 pub fn watch_catalog() {
     unsafe extern "C-unwind" fn function_changed(_arg: Datum, _cache: i32, _hash: u32) {
         HOME.set(None);
+        GENERATION.set(GENERATION.get() + 1);
+    }
+    unsafe extern "C-unwind" fn role_changed(_arg: Datum, _cache: i32, _hash: u32) {
         GENERATION.set(GENERATION.get() + 1);
     }
     unsafe extern "C-unwind" fn relation_changed(_arg: Datum, _relation: Oid) {
@@ -47,6 +51,11 @@ pub fn watch_catalog() {
             Some(function_changed),
             Datum::from(0),
         );
+        for cache in
+            [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM]
+        {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(role_changed), Datum::from(0));
+        }
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), Datum::from(0));
     }
 }

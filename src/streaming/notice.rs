@@ -22,7 +22,7 @@ use crate::lookup::{self, by_id};
 use crate::settings::NOTIFY_INTERVAL;
 
 thread_local! {
-    /// When this backend last gave notice of a message.
+    /// When this backend last gave notice of a message, or would have if anybody had listened.
     static GIVEN: RefCell<HashMap<Uuid, Instant>> = RefCell::default();
     /// What the running transaction gives notice of.
     static GIVING: RefCell<Vec<Uuid>> = const { RefCell::new(Vec::new()) };
@@ -34,17 +34,17 @@ const MOST_GIVEN: usize = 1000;
 /// Gives notice in the transaction that is about to commit.
 pub fn give(conversation: Uuid, message: Uuid, news: News) {
     let Ok(interval) = u64::try_from(NOTIFY_INTERVAL.get()) else { return };
-    if !lock::has_listeners(conversation) {
-        return;
-    }
     let interval = Duration::from_millis(interval);
     let is_due = |given: &Instant| given.elapsed() >= interval;
     let due = GIVEN.with_borrow(|given| given.get(&message).is_none_or(is_due));
-    if due || news == News::State {
+    if !due && news == News::Chunks {
+        return;
+    }
+    GIVING.with_borrow_mut(|giving| giving.push(message));
+    if lock::has_listeners(conversation) {
         let payload = CString::new(words(message)).unwrap_or_default();
         // SAFETY: C strings, which are copied.
         unsafe { pg_sys::Async_Notify(channel(conversation).as_ptr(), payload.as_ptr()) }
-        GIVING.with_borrow_mut(|giving| giving.push(message));
     }
 }
 

@@ -12,10 +12,18 @@ use crate::plan;
 
 /// To add to a message or to end it.
 pub fn to_write() -> Result<(), Error> {
-    let columns = [c"message_id", c"chunk_index", c"is_final", c"chunk_content"];
-    // SAFETY: raises an error where nothing may be written.
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
-    require_privilege(c"message_chunks", pg_sys::ACL_INSERT, &columns)
+    // SAFETY: raises an error where nothing may be written; reads backend-local state.
+    let role = unsafe {
+        pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr());
+        pg_sys::GetUserId()
+    };
+    let asked = Some((plan::generation(), role));
+    if WRITER.get() != asked {
+        let columns = [c"message_id", c"chunk_index", c"is_final", c"chunk_content"];
+        require_privilege(c"message_chunks", pg_sys::ACL_INSERT, &columns)?;
+        WRITER.set(asked);
+    }
+    Ok(())
 }
 
 /// To stop what one reads.
@@ -49,6 +57,9 @@ pub fn to_keep_house() -> Result<(), Error> {
 const OF_MESSAGES: [&CStr; 2] = [c"messages_read", c"messages_insert"];
 
 thread_local! {
+    /// The last role that was found to be allowed to write; any change of grants or roles changes the
+    /// generation. A role with privileges on columns would be asked for each of them in every call.
+    static WRITER: Cell<Option<(u64, Oid)>> = const { Cell::new(None) };
     static MESSAGES: Cell<Option<(u64, Oid, bool)>> = const { Cell::new(None) };
 }
 
