@@ -27,6 +27,7 @@ create table plain.conversation_members (like public.conversation_members includ
 create table plain.messages (like public.messages including all);
 
 -- A dump of this schema must stand alone.
+drop index plain.messages_created_at_idx;
 alter table plain.messages
 alter column status drop default,
 alter column role type plain.message_role using role::text::plain.message_role,
@@ -102,3 +103,57 @@ create table side.trickle (n bigint not null);
 insert into side.trickle values (0);
 create table side.new_id (id uuid primary key default public.new_id(), payload text);
 create table side.gen_random_uuid (id uuid primary key default gen_random_uuid(), payload text);
+
+-- Streaming as applications do it.
+create table plain.message_chunks (
+    id uuid primary key default gen_random_uuid(),
+    message_id uuid not null references plain.messages (id) on delete cascade,
+    chunk_index integer not null,
+    chunk_content text not null,
+    is_final boolean default false,
+    created_at timestamptz default now()
+);
+create index on plain.message_chunks (message_id, chunk_index);
+create index on plain.message_chunks (message_id, is_final);
+
+create function plain.reconstruct_message(msg_id uuid) returns text
+language plpgsql stable parallel safe
+as $$
+begin
+    return (
+        select string_agg(chunk_content, '' order by chunk_index)
+        from plain.message_chunks where message_id = msg_id
+    );
+end;
+$$;
+
+grant select, insert, update, delete on plain.message_chunks to bench_bypass;
+
+-- As much of it as can be left out.
+create table side.chunks (
+    message_id uuid not null,
+    chunk_index integer not null,
+    chunk_content text not null
+);
+create table side.chunks_with_key (like side.chunks, primary key (message_id, chunk_index));
+
+-- A notification a row, to whoever listens to the message.
+create table side.chunks_with_notice (like plain.message_chunks including all);
+alter table side.chunks_with_notice
+add foreign key (message_id) references plain.messages (id) on delete cascade;
+create function side.notify_of_chunk() returns trigger
+language plpgsql
+as $$
+begin
+    perform pg_notify('message_' || new.message_id, new.chunk_index::text);
+    return null;
+end;
+$$;
+create trigger notify_of_chunk after insert on side.chunks_with_notice
+for each row execute function side.notify_of_chunk();
+
+-- A whole conversation as one document.
+create table side.documents (id uuid primary key, document jsonb not null);
+
+grant usage on schema side to bench_bypass;
+grant select, insert, update, delete on all tables in schema side to bench_bypass;

@@ -1,14 +1,14 @@
 //! The data set: loaded once, cloned for each run, so that every run begins with the same files.
 
-use std::env;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Config, NoTls};
+use postgres::Client;
 use uuid::Uuid;
 
 use crate::Result;
+use crate::server::{Server, variable};
+use crate::wire::Session;
 
 const TABLES: &str = include_str!("../sql/tables.sql");
 const DATA: &str = include_str!("../sql/data.sql");
@@ -39,8 +39,19 @@ pub enum As {
     Member,
 }
 
+impl As {
+    fn user(self) -> &'static str {
+        match self {
+            Self::Superuser => "postgres",
+            Self::Bypass => "bench_bypass",
+            Self::Member => "bench_member",
+        }
+    }
+}
+
 pub struct Bench {
     pub size: Size,
+    pub server: Server,
     auth_id: Uuid,
     /// User 1, who owns a tenth of all conversations.
     pub user: Uuid,
@@ -49,16 +60,17 @@ pub struct Bench {
 
 impl Bench {
     pub fn prepare(size: Size) -> Result<Self> {
-        let mut admin = connect("postgres", "postgres")?;
+        let server = Server::of_bench()?;
+        let mut admin = server.client("postgres", "postgres")?;
         if !is_loaded(&mut admin, size)? {
-            load(&mut admin, size)?;
+            load(&server, &mut admin, size)?;
         }
         admin.batch_execute(&format!("drop database if exists {CLONE} with (force)"))?;
         admin.batch_execute(&format!(
             "create database {CLONE} template {} strategy file_copy",
             size.database
         ))?;
-        let mut client = connect(CLONE, "postgres")?;
+        let mut client = server.client(CLONE, "postgres")?;
         client.batch_execute(
             "create extension pg_prewarm schema side;
              select side.pg_prewarm(oid) from pg_class
@@ -68,23 +80,28 @@ impl Bench {
             "select id, tenant_id, auth_id from plain.users where email = 'user1@example.com'",
             &[],
         )?;
-        Ok(Self { size, user: row.get(0), tenant: row.get(1), auth_id: row.get(2) })
+        Ok(Self { size, server, user: row.get(0), tenant: row.get(1), auth_id: row.get(2) })
     }
 
     pub fn connect(&self, who: As) -> Result<Client> {
-        let user = match who {
-            As::Superuser => "postgres",
-            As::Bypass => "bench_bypass",
-            As::Member => "bench_member",
-        };
-        let mut client = connect(CLONE, user)?;
-        if who == As::Member {
-            let auth_id = self.auth_id;
-            client.batch_execute(&format!(
-                r#"set request.jwt.claims = '{{"sub": "{auth_id}", "role": "bench_member"}}'"#
-            ))?;
-        }
+        let mut client = self.server.client(CLONE, who.user())?;
+        client.batch_execute(&self.claims(who))?;
         Ok(client)
+    }
+
+    /// The same with the lighter client.
+    pub fn session(&self, who: As) -> Result<Session> {
+        let mut session = self.server.session(CLONE, who.user())?;
+        session.batch(&self.claims(who))?;
+        Ok(session)
+    }
+
+    fn claims(&self, who: As) -> String {
+        if who != As::Member {
+            return String::new();
+        }
+        let auth_id = self.auth_id;
+        format!(r#"set request.jwt.claims = '{{"sub": "{auth_id}", "role": "bench_member"}}'"#)
     }
 
     /// The conversations of user 1 with that many messages when the data set was made.
@@ -98,7 +115,7 @@ impl Bench {
 
     fn conversations(&self, which: &str, messages: i32) -> Result<Vec<Uuid>> {
         // The template still has the numbers that the rows of this run have moved.
-        let rows = connect(self.size.database, "postgres")?.query(
+        let rows = self.server.client(self.size.database, "postgres")?.query(
             &format!(
                 "select id from plain.conversations where user_id = $1 and {which} order by md5(id::text)"
             ),
@@ -134,25 +151,13 @@ impl Bench {
     }
 }
 
-pub fn connect(database: &str, user: &str) -> Result<Client> {
-    let mut config = Config::new();
-    config
-        .host(&variable("PGHOST")?)
-        .port(variable("PGPORT")?.parse()?)
-        .user(user)
-        .dbname(database)
-        .application_name("pg_conversation bench");
-    Ok(config.connect(NoTls)?)
-}
-
-/// Runs one of Postgres' own programs, which the environment tells where the server is.
-pub fn program(name: &str, args: &[&str]) -> Result<()> {
-    let status = Command::new(name).args(args).stdin(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(format!("{name} failed: {args:?}").into()) }
-}
-
-pub fn variable(name: &str) -> Result<String> {
-    env::var(name).map_err(|_| format!("{name} is not set: run dev/bench").into())
+/// One of several equal parts. What one arm has just read or written is warm in the processor's
+/// cache: another arm on the same conversations would be the faster for it.
+pub fn share(keys: &[Uuid], part: usize, of: usize) -> Vec<Uuid> {
+    if keys.len() < of {
+        return keys.to_vec();
+    }
+    keys.iter().copied().skip(part % of).step_by(of).collect()
 }
 
 /// What the data set was made of; a change of it makes a new one.
@@ -169,14 +174,11 @@ fn is_loaded(admin: &mut Client, size: Size) -> Result<bool> {
     Ok(found.is_some_and(|row| row.get(0)))
 }
 
-fn load(admin: &mut Client, size: Size) -> Result<()> {
+fn load(server: &Server, admin: &mut Client, size: Size) -> Result<()> {
     let begin = Instant::now();
     eprint!("loading {} conversations ... ", size.conversations);
     let database = size.database;
-    admin.batch_execute(&format!("drop database if exists {database} with (force)"))?;
-    admin.batch_execute(&format!("create database {database}"))?;
-    let mut client = connect(database, "postgres")?;
-    client.batch_execute(TABLES)?;
+    let mut client = empty_database(server, database)?;
     client.batch_execute(&format!("set bench.conversations = {}", size.conversations))?;
     client.batch_execute(DATA)?;
     // Frozen and with statistics: nothing is left for autovacuum.
@@ -187,4 +189,14 @@ fn load(admin: &mut Client, size: Size) -> Result<()> {
     admin.batch_execute(&format!("comment on database {database} is '{mark}'"))?;
     eprintln!("{} s", begin.elapsed().as_secs());
     Ok(())
+}
+
+/// The tables of both sides and no data.
+pub fn empty_database(server: &Server, database: &str) -> Result<Client> {
+    let mut admin = server.client("postgres", "postgres")?;
+    admin.batch_execute(&format!("drop database if exists {database} with (force)"))?;
+    admin.batch_execute(&format!("create database {database}"))?;
+    let mut client = server.client(database, "postgres")?;
+    client.batch_execute(TABLES)?;
+    Ok(client)
 }

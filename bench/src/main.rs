@@ -1,13 +1,22 @@
 //! Measures the extension against the same tables without it. `dev/bench` runs it.
 
+mod conversations;
 mod data;
+mod dump;
+mod ids;
 mod measure;
+mod messages;
+mod redis;
 mod report;
-mod rows;
+mod row;
+mod server;
+mod streaming;
+mod wire;
 
 use std::env;
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Instant;
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -21,6 +30,12 @@ fn main() -> ExitCode {
     }
 }
 
+fn rows() -> Vec<row::Row> {
+    let rows =
+        [messages::rows(), conversations::rows(), ids::rows(), dump::rows(), streaming::rows()];
+    rows.into_iter().flatten().collect()
+}
+
 fn run() -> Result<()> {
     let (flags, wanted): (Vec<String>, Vec<String>) =
         env::args().skip(1).partition(|arg| arg.starts_with("--"));
@@ -29,13 +44,13 @@ fn run() -> Result<()> {
         match flag.as_str() {
             "--quick" => size = data::QUICK,
             "--list" => {
-                rows::all().iter().for_each(|row| println!("{}", row.name));
+                rows().iter().for_each(|row| println!("{}", row.name));
                 return Ok(());
             }
             _ => return Err(format!("unknown option {flag}").into()),
         }
     }
-    let mut rows = rows::all();
+    let mut rows = rows();
     if let Some(name) =
         wanted.iter().find(|name| !rows.iter().any(|row| row.name.starts_with(*name)))
     {
@@ -48,8 +63,10 @@ fn run() -> Result<()> {
     let bench = data::Bench::prepare(size)?;
     let mut report = report::Report::begin(&bench)?;
     for row in &rows {
+        let begin = Instant::now();
         bench.settle()?;
-        report.add(row, (row.run)(&bench)?);
+        let lines = (row.run)(&bench)?;
+        report.add(&row.name, lines, begin.elapsed());
     }
     report.finish(&bench)
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use postgres::Client;
+use postgres::types::ToSql;
+use postgres::{Client, Statement};
 
 use crate::Result;
 use crate::data::{As, Bench};
@@ -71,31 +72,59 @@ pub fn pairs(
     Ok(figures)
 }
 
+/// How long until the last worker has made so many calls.
 fn turn(arm: &mut Arm, calls: usize) -> Result<Duration> {
-    let work = |work: &mut Work| (0..calls).try_for_each(|_| work());
+    let (_, took) = together(arm, |work| {
+        (0..calls).try_for_each(|_| work())?;
+        Ok(calls)
+    })?;
+    Ok(took)
+}
+
+/// Seconds a call, of workers that go on for that time.
+pub fn turn_for(arm: &mut Arm, time: Duration) -> Result<f64> {
+    let (calls, took) = together(arm, |work| {
+        let begin = Instant::now();
+        let mut calls = 0;
+        while begin.elapsed() < time {
+            work()?;
+            calls += 1;
+        }
+        Ok(calls)
+    })?;
+    Ok(took.as_secs_f64() / calls as f64)
+}
+
+/// Lets all workers of an arm go at once. Returns the calls that they have made, and the time that
+/// the last of them took.
+fn together(
+    arm: &mut Arm,
+    run: impl Fn(&mut Work) -> Result<usize> + Sync,
+) -> Result<(usize, Duration)> {
     if let [only] = arm.as_mut_slice() {
         let begin = Instant::now();
-        work(only)?;
-        return Ok(begin.elapsed());
+        let calls = run(only)?;
+        return Ok((calls, begin.elapsed()));
     }
     let ready = Barrier::new(arm.len() + 1);
     thread::scope(|scope| {
-        let ready = &ready;
+        let (ready, run) = (&ready, &run);
         let workers: Vec<_> = arm
             .iter_mut()
-            .map(|worker| {
+            .map(|work| {
                 scope.spawn(move || {
                     ready.wait();
-                    work(worker)
+                    run(work)
                 })
             })
             .collect();
         ready.wait();
         let begin = Instant::now();
+        let mut calls = 0;
         for worker in workers {
-            worker.join().map_err(|_| "a client panicked")??;
+            calls += worker.join().map_err(|_| "a client panicked")??;
         }
-        Ok(begin.elapsed())
+        Ok((calls, begin.elapsed()))
     })
 }
 
@@ -122,19 +151,28 @@ impl Drop for OneCore {
 
 /// Moves the backend of a client to the core that the client is on, if it is on one alone.
 pub fn join_backend(client: &mut Client) -> Result<()> {
+    let backend: i32 = client.query_one("select pg_backend_pid()", &[])?.get(0);
+    join_process(backend.unsigned_abs());
+    Ok(())
+}
+
+pub fn join_process(process: u32) {
     let cores = cores();
     if last(&cores) == cores {
-        let backend: i32 = client.query_one("select pg_backend_pid()", &[])?.get(0);
-        pin(backend.unsigned_abs(), &cores);
+        pin(process, &cores);
     }
-    Ok(())
 }
 
 /// The cores that this process may use, such as "0-3,6".
 fn cores() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    cores.unwrap_or("0").trim().into()
+    field("/proc/self/status", "Cpus_allowed_list").unwrap_or_else(|| "0".into())
+}
+
+/// A line of a file such as /proc/meminfo.
+pub fn field(file: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    let (_, value) = text.lines().find(|line| line.starts_with(name))?.split_once(':')?;
+    Some(value.trim().into())
 }
 
 fn last(cores: &str) -> &str {
@@ -147,6 +185,21 @@ fn pin(process: u32, cores: &str) {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
+}
+
+/// A call of which the answer must have so many rows.
+pub fn expect_rows(
+    client: &mut Client,
+    statement: &Statement,
+    params: &[&(dyn ToSql + Sync)],
+    expected: usize,
+) -> Result<()> {
+    let found = client.query(statement, params)?.len();
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{found} rows where {expected} were expected").into())
+    }
 }
 
 /// Runs `work` while another session commits small transactions, so that transaction ids move.

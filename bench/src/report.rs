@@ -4,46 +4,15 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::thread::available_parallelism;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::data::{As, Bench, variable};
-use crate::measure::median;
-use crate::rows::Row;
-
-/// A ratio this close to its target is not told from it.
-const NOISE: f64 = 0.02;
-
-#[derive(Clone, Copy)]
-pub enum Unit {
-    Seconds,
-    Bytes,
-}
-
-/// One comparison: a figure a pair of either side.
-pub struct Line {
-    pub product: String,
-    pub baseline: String,
-    pub figures: Vec<(f64, f64)>,
-    pub unit: Unit,
-    pub target: Option<f64>,
-}
-
-impl Line {
-    fn ratios(&self) -> Vec<f64> {
-        self.figures.iter().map(|(product, baseline)| product / baseline).collect()
-    }
-
-    fn verdict(&self) -> &'static str {
-        match self.target {
-            None => "",
-            Some(target) if median(&self.ratios()) <= target + NOISE => "ok",
-            Some(_) => "missed",
-        }
-    }
-}
+use crate::data::{As, Bench};
+use crate::measure::{field, median};
+use crate::row::{Line, NOISE, Side, Target, Unit};
+use crate::server::variable;
 
 pub struct Report {
     begin: Instant,
@@ -63,42 +32,59 @@ impl Report {
             bench.size.conversations,
             bench.size.pairs
         );
-        println!(
-            "{:<18} {:<22} {:<26} {:>9} {:>9}  {:<19} {:<7} verdict",
-            "row", "product", "against", "product", "against", "ratio (min–max)", "target"
+        print_line(
+            ["row", "product", "against", "product", "against", "ratio (min–max)", "target"],
+            "verdict",
         );
         Ok(Self { begin: Instant::now(), facts, rows: Vec::new() })
     }
 
-    pub fn add(&mut self, row: &Row, lines: Vec<Line>) {
+    pub fn add(&mut self, row: &str, lines: Vec<Line>, took: Duration) {
         for line in lines {
+            let Line { product, against, unit, target } = &line;
             let ratios = line.ratios();
-            let (min, max) = (least(&ratios), greatest(&ratios));
-            let (ratio, verdict) = (median(&ratios), line.verdict());
-            let (product, baseline): (Vec<f64>, Vec<f64>) = line.figures.iter().copied().unzip();
-            let target = line.target.map_or(String::new(), |target| format!("≤ {target:.2}"));
-            println!(
-                "{:<18} {:<22} {:<26} {:>9} {:>9}  {:<19} {target:<7} {verdict}",
-                row.name,
-                line.product,
-                line.baseline,
-                amount(median(&product), line.unit),
-                amount(median(&baseline), line.unit),
-                format!("{ratio:.2} ({min:.2}–{max:.2})"),
-            );
+            let of_pairs =
+                (!ratios.is_empty()).then(|| (median(&ratios), least(&ratios), greatest(&ratios)));
+            let cells = [
+                row,
+                &product.name,
+                against.as_ref().map_or("", |side| &side.name),
+                &amount(product.median(), *unit),
+                &against.as_ref().map_or(String::new(), |side| amount(side.median(), *unit)),
+                &of_pairs.map_or(String::new(), |(ratio, min, max)| {
+                    format!("{ratio:.2} ({min:.2}–{max:.2})")
+                }),
+                &target.map_or(String::new(), |target| words_of(target, *unit)),
+            ];
+            let speed = match (target, of_pairs) {
+                (Some(Target::SpeedUp(_)), Some((ratio, ..))) => format!(", × {:.2}", 1.0 / ratio),
+                _ => String::new(),
+            };
+            print_line(cells, &format!("{}{speed}", line.verdict()));
             self.rows.push(json!({
-                "row": row.name,
-                "product": line.product,
-                "against": line.baseline,
-                "unit": match line.unit { Unit::Seconds => "seconds", Unit::Bytes => "bytes" },
-                "product_median": median(&product),
-                "against_median": median(&baseline),
-                "ratio": ratio,
-                "ratio_min": min,
-                "ratio_max": max,
-                "pairs": line.figures,
-                "target": line.target,
-                "verdict": verdict,
+                "row": row,
+                "row_seconds": took.as_secs_f64().round(),
+                "product": product.name,
+                "against": against.as_ref().map(|side| &side.name),
+                "unit": match unit {
+                    Unit::Seconds => "seconds",
+                    Unit::Bytes => "bytes",
+                    Unit::Times => "times",
+                    Unit::Share => "share of a core",
+                },
+                "product_median": product.median(),
+                "against_median": against.as_ref().map(Side::median),
+                "ratio": of_pairs.map(|(ratio, ..)| ratio),
+                "ratio_min": of_pairs.map(|(_, min, _)| min),
+                "ratio_max": of_pairs.map(|(.., max)| max),
+                "product_figures": product.figures,
+                "against_figures": against.as_ref().map(|side| &side.figures),
+                "target": target.map(|target| match target {
+                    Target::Ratio(limit) => json!({ "ratio_at_most": limit }),
+                    Target::SpeedUp(times) => json!({ "speed_up_at_least": times }),
+                    Target::AtMost(limit) => json!({ "product_at_most": limit }),
+                }),
+                "verdict": line.verdict(),
             }));
         }
     }
@@ -126,7 +112,9 @@ impl Report {
             file.display()
         );
         println!(
-            "A ratio is the median of the pairs; up to {NOISE} above its target it is not told from it."
+            "Less is better everywhere; a ratio is the median of the pairs. Up to {} % above a target \
+             is not told from it. A target of × n is n times as fast.",
+            NOISE * 100.0
         );
         Ok(())
     }
@@ -169,12 +157,6 @@ fn facts(bench: &Bench) -> Result<Value> {
     }))
 }
 
-fn field(file: &str, name: &str) -> Option<String> {
-    let text = fs::read_to_string(file).ok()?;
-    let (_, value) = text.lines().find(|line| line.starts_with(name))?.split_once(':')?;
-    Some(value.trim().into())
-}
-
 fn load_average() -> Value {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|load| load.parse::<f64>().ok()).into()
@@ -184,9 +166,27 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("unknown")
 }
 
+fn print_line(cells: [&str; 7], verdict: &str) {
+    let [row, product, against, figure, other, ratio, target] = cells;
+    println!(
+        "{row:<26} {product:<32} {against:<32} {figure:>9} {other:>9}  {ratio:<19} {target:<9} {verdict}"
+    );
+}
+
+fn words_of(target: Target, unit: Unit) -> String {
+    match target {
+        Target::Ratio(limit) => format!("≤ {limit:.2}"),
+        Target::SpeedUp(times) => format!("× {times}"),
+        Target::AtMost(limit) => format!("≤ {}", amount(limit, unit)),
+    }
+}
+
 fn amount(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Bytes => format!("{:.1} MB", value / 1024.0 / 1024.0),
+        Unit::Times if value < 100.0 => format!("{value:.2} ×"),
+        Unit::Times => format!("{value:.0} ×"),
+        Unit::Share => format!("{:.1} %", value * 100.0),
         Unit::Seconds if value < 1e-6 => format!("{:.0} ns", value * 1e9),
         Unit::Seconds if value < 1e-3 => format!("{:.1} µs", value * 1e6),
         Unit::Seconds if value < 1.0 => format!("{:.2} ms", value * 1e3),
