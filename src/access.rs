@@ -133,6 +133,14 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
     Ok(level)
 }
 
+/// Whether the caller, if anybody, has this level in a conversation.
+pub fn has_level(conversation: Uuid, wanted: Level) -> Result<bool, Error> {
+    match identity::person()? {
+        Some(person) => Ok(level_in(conversation, &person)? >= wanted),
+        None => Ok(false),
+    }
+}
+
 c_function!(
     /// Whether a user has a level of access to a conversation. Policies pass the user from a
     /// sub-query that runs once a statement; about anybody but the caller of the statement the
@@ -256,7 +264,7 @@ pub fn has_privilege(table: Oid, privilege: u32) -> bool {
 /// For functions that go to a table without a statement on it: what the statement would ask first.
 /// The privilege is wanted on the table or on each of the columns.
 pub fn require_privilege(table: &CStr, privilege: u32, columns: &[&CStr]) -> Result<(), Error> {
-    let oid = plan::table(plan::home()?.schema, table)?;
+    let oid = plan::our_table(table)?;
     let (privilege, ok) = (privilege as pg_sys::AclMode, pg_sys::AclResult::ACLCHECK_OK);
     // SAFETY: look-ups in the caches of roles, columns and privileges; the error is that of the
     // statement.

@@ -14,7 +14,7 @@ use crate::lookup::{self, by_id};
 use crate::owner::as_owner;
 use crate::plan::{self, Statement, arg};
 use crate::settings;
-use crate::view::{View, still_holds};
+use crate::view::{View, now, still_holds};
 
 /// An active user of an active tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,16 +83,6 @@ fn look_up(subject: Subject) -> Result<Option<Person>, Error> {
     Ok((tenant.flatten() == Some(true)).then_some(person))
 }
 
-/// The same for a row that is newer than the running statement.
-fn look_up_latest(subject: Subject) -> Result<Option<Person>, Error> {
-    // SAFETY: popped below; an ERROR in between is cleaned up by the abort.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let person = look_up(subject);
-    // SAFETY: the snapshot pushed above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    person
-}
-
 /// The last answer and all that it rests on.
 #[derive(Default)]
 struct Known {
@@ -146,7 +136,7 @@ pub fn person() -> Result<Option<Person>, Error> {
     }
     let mut person = look_up(subject)?;
     if person.is_none() && KNOWN.with_borrow(|known| known.made_in == Some(transaction_start())) {
-        person = look_up_latest(subject)?;
+        person = now(|| look_up(subject))?;
     }
     KNOWN.with_borrow_mut(|known| {
         known.view = view;
@@ -172,7 +162,7 @@ pub fn ensure_person() -> Result<Person, Error> {
     as_owner(&[c"users", c"tenants"], || ADD_USER.run(&[arg(subject.id())], |_| ()))?;
     // SAFETY: makes the row visible to what follows in this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
-    let person = look_up_latest(subject)?.ok_or(Error::UserInactive(subject.id()))?;
+    let person = now(|| look_up(subject))?.ok_or(Error::UserInactive(subject.id()))?;
     KNOWN.with_borrow_mut(|known| {
         known.made_in = Some(transaction_start());
         known.view = None;
@@ -182,7 +172,7 @@ pub fn ensure_person() -> Result<Person, Error> {
 
 /// Whether the role may make conversations at all: nobody else leaves a row in users.
 fn may_begin() -> Result<bool, Error> {
-    let conversations = plan::table(plan::home()?.schema, c"conversations")?;
+    let conversations = plan::our_table(c"conversations")?;
     Ok(has_privilege(conversations, pg_sys::ACL_INSERT))
 }
 

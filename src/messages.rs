@@ -3,10 +3,10 @@
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, Uuid};
 
-use crate::access::{Level, is_restricted, level_in, unshaken};
+use crate::access::{Level, has_level, is_restricted, unshaken};
 use crate::error::Error;
 use crate::function::{Composite, c_function, raw_argument};
-use crate::identity::{self, person};
+use crate::identity;
 use crate::lookup::{by_id, key, taken_by};
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
@@ -78,11 +78,7 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     // Before the lock: a stranger must not hold up those who write here, and hears the same as for
     // a conversation that does not exist.
     if is_restricted(row.table()) {
-        let level = match person()? {
-            Some(person) => level_in(conversation, &person)?,
-            None => Level::None,
-        };
-        if level < Level::Write {
+        if !has_level(conversation, Level::Write)? {
             return Err(Error::NoSuchConversation(conversation));
         }
         number_given = None; // Whatever was granted, a number is not the caller's to choose.

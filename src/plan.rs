@@ -109,6 +109,11 @@ pub fn table(schema: Oid, name: &CStr) -> Result<Oid, Error> {
     if oid == Oid::INVALID { Err(Error::NotInstalled) } else { Ok(oid) }
 }
 
+/// The same in the extension's schema.
+pub fn our_table(name: &CStr) -> Result<Oid, Error> {
+    table(home()?.schema, name)
+}
+
 /// Locks and opens an ordinary table; it may have been dropped since its oid was looked up.
 pub fn open(table: Oid) -> Result<pg_sys::Relation, Error> {
     open_for(table, READ_LOCK)

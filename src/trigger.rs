@@ -49,11 +49,7 @@ impl TriggerRow {
     /// table only, whatever other table somebody puts it on.
     pub fn of(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<Self, Error> {
         let row = Self::new(call)?;
-        if row.table() == plan::table(plan::home()?.schema, table)? {
-            Ok(row)
-        } else {
-            Err(Error::NotATrigger)
-        }
+        if row.table() == plan::our_table(table)? { Ok(row) } else { Err(Error::NotATrigger) }
     }
 
     /// The row that a DELETE is about to take away.
@@ -160,7 +156,7 @@ fn data_of(
             return Err(Error::NotATrigger);
         }
         let data = (*call).context.cast::<pg_sys::TriggerData>();
-        let is_ours = (*(*data).tg_relation).rd_id == plan::table(plan::home()?.schema, table)?;
+        let is_ours = (*(*data).tg_relation).rd_id == plan::our_table(table)?;
         if is_ours && (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == event {
             Ok(data)
         } else {

@@ -2,6 +2,8 @@
 
 use pgrx::pg_sys;
 
+use crate::error::Error;
+
 /// What the running command can see. While two commands see the same, an answer computed under one
 /// holds under the other.
 ///
@@ -72,4 +74,14 @@ impl View {
 /// Whether an answer given under `then` holds now.
 pub fn still_holds(then: Option<View>, now: Option<View>) -> bool {
     matches!((then, now), (Some(then), Some(now)) if now.sees_what(&then))
+}
+
+/// Runs `work` in a snapshot taken now, not when the statement or the transaction began.
+pub fn now<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    // SAFETY: popped below; after an ERROR the abort pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let result = work();
+    // SAFETY: the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
 }

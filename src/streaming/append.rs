@@ -101,7 +101,7 @@ fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Resu
     }
     let window = Window::place(id, contents, first.unwrap_or(end), is_final)?;
     if !message.is_open() && (first.is_none() || window.end > end || contents.is_empty()) {
-        return Err(Error::NotStreaming { message: id, status: message.status.name() });
+        return Err(message.not_streaming());
     }
     if window.start > end {
         return Err(Error::OutOfOrder { message: id, got: window.start, expected: end });
@@ -115,7 +115,7 @@ fn add(id: Uuid, contents: &[Datum], first: Option<i32>, is_final: bool) -> Resu
         return if new.is_empty() {
             Ok(Answer { next: end, stop: false })
         } else {
-            Err(Error::NotStreaming { message: id, status: message.status.name() })
+            Err(message.not_streaming())
         };
     }
     if !new.is_empty() {
@@ -274,11 +274,7 @@ fn place(call: FunctionCallInfo) -> Result<Datum, Error> {
         let is_known = chunk
             .zip(content)
             .is_some_and(|(chunk, content)| chunk.index == index && same(chunk.content, content));
-        return if is_known {
-            Ok(row.finish())
-        } else {
-            Err(Error::NotStreaming { message: id, status: message.status.name() })
-        };
+        return if is_known { Ok(row.finish()) } else { Err(message.not_streaming()) };
     }
     let is_final = row.get::<bool>(c"is_final")?.unwrap_or(false);
     let is_ended = statement.last.is_some_and(|(_, is_final)| is_final);

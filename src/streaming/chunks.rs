@@ -311,7 +311,8 @@ impl<'a> Scan<'a> {
     }
 }
 
-const COLUMNS: u32 = 5;
+/// As many as migrate() makes.
+pub const COLUMNS: u32 = 5;
 
 /// The columns before the text, as they lie in a row without nulls.
 #[repr(C)]

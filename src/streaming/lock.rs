@@ -66,9 +66,9 @@ pub fn rolled_back(part: pg_sys::SubTransactionId) {
 /// Waits until nobody else writes to the message, and tells whether it had to.
 pub fn message(id: Uuid) -> Result<bool, Error> {
     if TAKEN.get() < most_locks() {
-        let is_free = take(MESSAGE, id, true);
+        let is_free = take(id, true);
         if !is_free {
-            take(MESSAGE, id, false);
+            take(id, false);
         }
         return Ok(!is_free);
     }
@@ -76,7 +76,7 @@ pub fn message(id: Uuid) -> Result<bool, Error> {
     if ROWS.with_borrow(|rows| rows.contains_key(&id)) {
         return Ok(false);
     }
-    take(MESSAGE, id, false);
+    take(id, false);
     row(id)?;
     give_back(id);
     // SAFETY: reads backend-local state.
@@ -100,7 +100,7 @@ pub fn row(id: Uuid) -> Result<(), Error> {
 /// The same without waiting: whether nobody else writes to the message.
 pub fn message_if_free(id: Uuid) -> Result<bool, Error> {
     let has_room = TAKEN.get() < most_locks();
-    if !take(MESSAGE, id, true) {
+    if !take(id, true) {
         return Ok(false);
     }
     if has_room {
@@ -112,9 +112,9 @@ pub fn message_if_free(id: Uuid) -> Result<bool, Error> {
     Ok(locked)
 }
 
-fn take(kind: u16, id: Uuid, dont_wait: bool) -> bool {
+fn take(id: Uuid, dont_wait: bool) -> bool {
     // SAFETY: a valid tag; the lock ends with the transaction.
-    let answer = unsafe { pg_sys::LockAcquire(&tag(kind, id), EXCLUSIVE, false, dont_wait) };
+    let answer = unsafe { pg_sys::LockAcquire(&tag(MESSAGE, id), EXCLUSIVE, false, dont_wait) };
     if answer == pg_sys::LockAcquireResult::LOCKACQUIRE_OK {
         TAKEN.set(TAKEN.get() + 1);
     }
@@ -232,8 +232,8 @@ unsafe fn process(of: pg_sys::VirtualTransactionId) -> *mut pg_sys::PGPROC {
 
 /// Two messages whose ids fall together wait for each other, and that is all.
 fn tag(kind: u16, id: Uuid) -> LOCKTAG {
-    let (high, low) = u128::from_be_bytes(*id.as_bytes()).split();
-    let key = high ^ low;
+    let id = u128::from_be_bytes(*id.as_bytes());
+    let key = (id >> 64) as u64 ^ id as u64;
     LOCKTAG {
         // SAFETY: a constant of the backend.
         locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
@@ -242,15 +242,5 @@ fn tag(kind: u16, id: Uuid) -> LOCKTAG {
         locktag_field4: kind,
         locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
         locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-    }
-}
-
-trait Halves {
-    fn split(self) -> (u64, u64);
-}
-
-impl Halves for u128 {
-    fn split(self) -> (u64, u64) {
-        ((self >> 64) as u64, self as u64)
     }
 }

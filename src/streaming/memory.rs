@@ -105,6 +105,10 @@ thread_local! {
     static LAST: Cell<Option<Memory>> = const { Cell::new(None) };
 }
 
+fn of(id: Uuid) -> Option<Memory> {
+    LAST.get().filter(|last| last.message.id == id)
+}
+
 /// When a transaction or a part of it is rolled back.
 pub fn forget() {
     LAST.set(None);
@@ -116,13 +120,13 @@ pub fn keep(message: &Message) {
 
 /// The conversation of the message, which it never leaves.
 pub fn conversation(id: Uuid) -> Option<Uuid> {
-    LAST.get().filter(|last| last.message.id == id).map(|last| last.message.conversation)
+    of(id).map(|last| last.message.conversation)
 }
 
 /// The message, if nothing has changed it since; if something has, nothing is remembered of it any
 /// more. Whoever asks holds its lock.
 pub fn recall(id: Uuid) -> Result<Option<Message>, Error> {
-    let Some(last) = LAST.get().filter(|last| last.message.id == id) else { return Ok(None) };
+    let Some(last) = of(id) else { return Ok(None) };
     if last.message.version.is_free(last.generation)? {
         return Ok(Some(last.message));
     }
@@ -131,12 +135,12 @@ pub fn recall(id: Uuid) -> Result<Option<Message>, Error> {
 }
 
 pub fn keep_next(id: Uuid, next: i32) {
-    if let Some(last) = LAST.get().filter(|last| last.message.id == id) {
+    if let Some(last) = of(id) {
         LAST.set(Some(Memory { next: Some(next), ..last }));
     }
 }
 
 /// Where the next chunk goes, unless another backend has put one there or further on since.
 pub fn next(id: Uuid) -> Option<i32> {
-    LAST.get().filter(|last| last.message.id == id)?.next
+    of(id)?.next
 }

@@ -9,13 +9,13 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use super::lock;
 use super::memory::{self, Version};
 use super::rights::has_other_policies;
-use crate::access::{Level, is_restricted, level_in};
+use crate::access::{Level, has_level, is_restricted, level_in};
 use crate::error::Error;
 use crate::function::{argument, c_function};
-use crate::identity::{self, person};
+use crate::identity;
 use crate::lookup::{self, by_id};
 use crate::plan::{self, Row, Statement, arg};
-use crate::view::{View, still_holds};
+use crate::view::{View, now, still_holds};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -99,7 +99,7 @@ impl Message {
     /// they do not wait to hear it: the lock would tell them, and they would stand in the way.
     pub fn claim(id: Uuid) -> Result<Self, Error> {
         let refused = || Error::NoSuchMessage(id);
-        let messages = table(c"messages")?;
+        let messages = plan::our_table(c"messages")?;
         let is_restricted = is_restricted(messages);
         let may_write = |conversation| may(messages, id, conversation, Level::Write);
         if is_restricted {
@@ -134,8 +134,18 @@ impl Message {
         Ok(message)
     }
 
+    /// Whether it may be ended, or be taken up again.
+    pub fn is_unfinished(&self) -> bool {
+        self.is_open() || self.status == Status::Interrupted
+    }
+
+    /// What whoever needs it otherwise is told.
+    pub fn not_streaming(&self) -> Error {
+        Error::NotStreaming { message: self.id, status: self.status.name() }
+    }
+
     pub fn allows(&self, level: Level) -> Result<bool, Error> {
-        let messages = table(c"messages")?;
+        let messages = plan::our_table(c"messages")?;
         Ok(!is_restricted(messages) || may(messages, self.id, self.conversation, level)?)
     }
 }
@@ -148,11 +158,8 @@ static VISIBLE: Statement = Statement {
 /// Whether a caller who is bound by row level security has this level. Where the DBA has policies of
 /// his own, they have a say.
 fn may(messages: Oid, id: Uuid, conversation: Uuid, level: Level) -> Result<bool, Error> {
-    let Some(person) = person()? else { return Ok(false) };
-    if level_in(conversation, &person)? < level {
-        return Ok(false);
-    }
-    Ok(!has_other_policies(messages)? || VISIBLE.read(&[arg(id)], |_| ())?.is_some())
+    Ok(has_level(conversation, level)?
+        && (!has_other_policies(messages)? || VISIBLE.read(&[arg(id)], |_| ())?.is_some()))
 }
 
 /// The label of the enum value in the column of that name.
@@ -171,20 +178,6 @@ fn status_of(row: &Row) -> Option<Status> {
         pg_sys::ReleaseSysCache(tuple);
         status
     }
-}
-
-pub fn table(name: &CStr) -> Result<Oid, Error> {
-    plan::table(plan::home()?.schema, name)
-}
-
-/// Runs `work` in a snapshot taken now, not when the statement or the transaction began.
-pub fn now<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    // SAFETY: popped below; after an ERROR the abort pops it.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let result = work();
-    // SAFETY: the snapshot pushed above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    result
 }
 
 /// Whether a dump is being loaded, whose rows stay as they were: pg_dump turns `row_security` off,

@@ -7,13 +7,14 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Chunks, View};
-use super::message::{Message, now};
+use super::message::Message;
 use super::text::assemble;
 use super::{lock, rights};
 use crate::access::Level;
 use crate::error::Error;
 use crate::function::{argument, c_function};
 use crate::lookup::{self, by_id};
+use crate::view::now;
 
 c_function!(
     /// The text of a message at any time.

@@ -12,12 +12,9 @@ use crate::plan;
 
 /// To add to a message or to end it.
 pub fn to_write() -> Result<(), Error> {
-    // SAFETY: raises an error where nothing may be written; reads backend-local state.
-    let role = unsafe {
-        pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr());
-        pg_sys::GetUserId()
-    };
-    let asked = Some((plan::generation(), role));
+    refuse_if_read_only();
+    // SAFETY: reads backend-local state.
+    let asked = Some((plan::generation(), unsafe { pg_sys::GetUserId() }));
     if WRITER.get() != asked {
         let columns = [c"message_id", c"chunk_index", c"is_final", c"chunk_content"];
         require_privilege(c"message_chunks", pg_sys::ACL_INSERT, &columns)?;
@@ -26,10 +23,14 @@ pub fn to_write() -> Result<(), Error> {
     Ok(())
 }
 
+fn refuse_if_read_only() {
+    // SAFETY: raises an error where nothing may be written.
+    unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
+}
+
 /// To stop what one reads.
 pub fn to_stop() -> Result<(), Error> {
-    // SAFETY: see to_write().
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
+    refuse_if_read_only();
     to_read_text()
 }
 
@@ -45,10 +46,9 @@ pub fn to_read_text() -> Result<(), Error> {
 
 /// To clean up and recover, for which every message must be seen.
 pub fn to_keep_house() -> Result<(), Error> {
-    // SAFETY: see to_write().
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
+    refuse_if_read_only();
     require_privilege(c"message_chunks", pg_sys::ACL_DELETE, &[])?;
-    if is_restricted(plan::table(plan::home()?.schema, c"message_chunks")?) {
+    if is_restricted(plan::our_table(c"message_chunks")?) {
         return Err(Error::NotForMembers("this is work for the service".into()));
     }
     Ok(())

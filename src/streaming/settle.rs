@@ -3,7 +3,7 @@
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{IntoDatum, Uuid};
 
-use super::chunks::{Chunks, View};
+use super::chunks::{Chunks, Prefix, View};
 use super::commit::{self, News};
 use super::message::{Message, Status};
 use super::text::{Builder, assemble};
@@ -129,10 +129,6 @@ fn claim(call: FunctionCallInfo) -> Result<Message, Error> {
     Message::find_latest(id)?.ok_or(Error::NoSuchMessage(id))
 }
 
-fn not_streaming(message: &Message) -> Error {
-    Error::NotStreaming { message: message.id, status: message.status.name() }
-}
-
 /// Writes the end of a stream, which is on disk when the transaction has committed.
 fn settle(
     message: &Message,
@@ -157,14 +153,10 @@ fn settle(
         // SAFETY: put together for this; many may be settled in one call.
         unsafe { pg_sys::pfree(text.cast_mut_ptr()) };
     }
-    has_ended(message);
-    Ok(())
-}
-
-fn has_ended(message: &Message) {
     // SAFETY: marks the running transaction.
     unsafe { pg_sys::ForceSyncCommit() };
     commit::touch(message, News::State);
+    Ok(())
 }
 
 /// The text so far; `None` where there are no chunks, and what the message has is its text.
@@ -187,16 +179,31 @@ fn up_to(text: &[u8], most: usize) -> usize {
 /// missing.
 pub fn complete(message: &Message, chunks: &Chunks, is_whole: bool) -> Result<(), Error> {
     let (text, prefix) = assemble(chunks, message.id, View::Instant)?;
-    let last = chunks.last(message.id, View::Instant);
-    if last.is_some_and(|last| last.index >= prefix.next) || !(prefix.is_final || is_whole) {
+    if behind_gap(chunks, message, &prefix).is_some() || !(prefix.is_final || is_whole) {
         commit::touch(message, News::Chunks);
         return Ok(());
     }
-    let text = (prefix.next > 0).then_some(text);
-    if text.as_ref().is_some_and(|text| text.bytes().len() > MOST_BYTES) {
+    settle_whole(message, text, &prefix, &Figures::default())
+}
+
+/// The last chunk, if there is none where the text so far ends.
+fn behind_gap(chunks: &Chunks, message: &Message, prefix: &Prefix) -> Option<i32> {
+    let last = chunks.last(message.id, View::Instant)?.index;
+    (last >= prefix.next).then_some(last)
+}
+
+/// Completes a message of which nothing is missing.
+fn settle_whole(
+    message: &Message,
+    text: Builder,
+    prefix: &Prefix,
+    figures: &Figures,
+) -> Result<(), Error> {
+    if text.bytes().len() > MOST_BYTES {
         return Err(Error::TextTooLarge);
     }
-    settle(message, Status::Completed, text, None, &Figures::default())
+    let text = (prefix.next > 0).then_some(text);
+    settle(message, Status::Completed, text, None, figures)
 }
 
 c_function!(
@@ -214,22 +221,16 @@ fn finish(call: FunctionCallInfo) -> Result<Datum, Error> {
         metadata: raw_argument(call, 5),
     };
     let message = claim(call)?;
-    if message.is_open() || message.status == Status::Interrupted {
+    if message.is_unfinished() {
         let chunks = Chunks::read()?;
         let (text, prefix) = assemble(&chunks, message.id, View::Instant)?;
-        if let Some(last) = chunks.last(message.id, View::Instant)
-            && last.index >= prefix.next
-        {
-            let (message, got, expected) = (message.id, last.index, prefix.next);
+        if let Some(got) = behind_gap(&chunks, &message, &prefix) {
+            let (message, expected) = (message.id, prefix.next);
             return Err(Error::OutOfOrder { message, got, expected });
         }
-        if text.bytes().len() > MOST_BYTES {
-            return Err(Error::TextTooLarge);
-        }
-        let text = (prefix.next > 0).then_some(text);
-        settle(&message, Status::Completed, text, None, &figures)?;
+        settle_whole(&message, text, &prefix, &figures)?;
     } else if message.status == Status::Failed || !message.was_streamed {
-        return Err(not_streaming(&message));
+        return Err(message.not_streaming());
     } else {
         fill_in(&message, &figures)?;
     }
@@ -269,7 +270,7 @@ fn fail(call: FunctionCallInfo) -> Result<Datum, Error> {
     rights::to_write()?;
     let error = raw_argument(call, 1).ok_or(Error::Missing("error"))?;
     let message = claim(call)?;
-    if message.is_open() || message.status == Status::Interrupted {
+    if message.is_unfinished() {
         let text = text_so_far(&Chunks::read()?, &message)?;
         settle(&message, Status::Failed, text, Some(error), &Figures::default())?;
         return Ok(Datum::null());
@@ -278,7 +279,7 @@ fn fail(call: FunctionCallInfo) -> Result<Datum, Error> {
         && as_owner(&[c"messages"], || {
             ERROR_OF.run_now(&[arg(message.id), Some(error)], |row| row.get(1) == Some(true))
         })? == Some(true);
-    if is_again { Ok(Datum::null()) } else { Err(not_streaming(&message)) }
+    if is_again { Ok(Datum::null()) } else { Err(message.not_streaming()) }
 }
 
 c_function!(
@@ -295,8 +296,8 @@ fn stop(call: FunctionCallInfo) -> Result<Datum, Error> {
     if message.status == Status::Stopped {
         return Ok(Datum::null());
     }
-    if !message.is_open() && message.status != Status::Interrupted {
-        return Err(not_streaming(&message));
+    if !message.is_unfinished() {
+        return Err(message.not_streaming());
     }
     let mut text = text_so_far(&Chunks::read()?, &message)?;
     let mut is_cut = false;
@@ -327,8 +328,8 @@ c_function!(
 fn resume(call: FunctionCallInfo) -> Result<Datum, Error> {
     rights::to_write()?;
     let message = claim(call)?;
-    if !message.is_open() && message.status != Status::Interrupted {
-        return Err(not_streaming(&message));
+    if !message.is_unfinished() {
+        return Err(message.not_streaming());
     }
     let prefix = Chunks::read()?.prefix(message.id, View::Instant, |_| {})?;
     if message.status == Status::Interrupted {

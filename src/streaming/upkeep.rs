@@ -6,7 +6,7 @@ use pgrx::{IntoDatum, Uuid};
 
 use super::chunks::{Chunks, View};
 use super::commit::{self, News};
-use super::message::{Message, Status, now};
+use super::message::{Message, Status};
 use super::{lock, rights, settle};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
@@ -14,6 +14,7 @@ use crate::owner::{self, as_owner};
 use crate::plan::{Arg, Statement, arg};
 use crate::settings::with_index_scans;
 use crate::trigger::TriggerRow;
+use crate::view::now;
 
 /// Streams whose last sign of life is older, the oldest first. With an id, only that one.
 static STALLED: Statement = Statement {
@@ -119,8 +120,7 @@ fn clean_up_one(call: FunctionCallInfo) -> Result<Datum, Error> {
     // SAFETY: declared as (uuid).
     let id: Uuid = unsafe { argument(call, 0) }.ok_or(Error::Missing("msg_id"))?;
     let message = Message::claim(id)?;
-    let is_over = !message.is_open() && message.status != Status::Interrupted;
-    Ok(Datum::from(if is_over { clean_up(&message)? } else { 0 }))
+    Ok(Datum::from(if message.is_unfinished() { 0 } else { clean_up(&message)? }))
 }
 
 /// The caller holds the message's lock; no text is lost.
@@ -148,37 +148,38 @@ fn clean_up_some(call: FunctionCallInfo) -> Result<Datum, Error> {
     let most = most(call)?;
     let (mut messages, mut removed) = (0, 0);
     let mut after = None;
+    let chunks = Chunks::read()?;
     while messages < most {
         pgrx::check_for_interrupts!();
         // From message to message through the index, whatever the number of chunks between them.
-        let chunks = Chunks::read()?;
         let Some(id) = now(|| Ok(chunks.next_message(after, View::Command)))? else { break };
         after = Some(id);
-        if Message::find_latest(id)?.is_none() {
+        let Some(message) = Message::find_latest(id)? else {
             // Nobody can add to what is not there. While a dump is loaded, chunks come before any
             // message does.
             if as_owner(&[c"messages"], || ANY.run_now(&[], |_| ()))?.is_none() {
                 break;
             }
             removed += settle::remove_chunks(id)?;
-        } else if is_over(&chunks, id, older_than)?
+            messages += 1;
+            continue;
+        };
+        if is_over(&chunks, &message, older_than)?
             && lock::message_if_free(id)?
             // What was found before the lock was got may have changed since.
-            && is_over(&chunks, id, older_than)?
             && let Some(message) = Message::find_latest(id)?
+            && is_over(&chunks, &message, older_than)?
         {
             removed += clean_up(&message)?;
-        } else {
-            continue;
+            messages += 1;
         }
-        messages += 1;
     }
     Ok(Datum::from(removed))
 }
 
 /// Whether nobody needs the chunks of a message any more.
-fn is_over(chunks: &Chunks, id: Uuid, older_than: Datum) -> Result<bool, Error> {
-    let Some(message) = Message::find_latest(id)? else { return Ok(false) };
+fn is_over(chunks: &Chunks, message: &Message, older_than: Datum) -> Result<bool, Error> {
+    let id = message.id;
     let Some(last) = now(|| Ok(chunks.last(id, View::Command)))? else { return Ok(false) };
     if matches!(message.status, Status::Pending | Status::Streaming) {
         return Ok(false);

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_int};
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, Uuid};
 
-use super::chunks::Chunks;
+use super::chunks::{COLUMNS, Chunks};
 use super::commit;
 use super::rights::has_policies_only;
 use crate::error::Error;
@@ -73,8 +73,6 @@ pub fn is_checked(message: Uuid) -> bool {
     CHECKED.get() == Some(message)
 }
 
-const COLUMNS: usize = 5;
-
 /// Whether the table is as migrate() made it, but for indexes.
 fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
     if let Some((generation, table, plain)) = PLAIN.get()
@@ -86,7 +84,7 @@ fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
     let plain = unsafe {
         let relation = &*chunks.relation;
         let constraints = (*relation.rd_att).constr;
-        (*relation.rd_att).natts as usize == COLUMNS
+        (*relation.rd_att).natts == COLUMNS as i32
             && relation.rd_rules.is_null()
             && (*relation.rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
             && !(*relation.rd_rel).relispartition
