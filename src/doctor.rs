@@ -1,6 +1,5 @@
 //! `doctor()`: what is installed here, held against what the library expects.
 
-use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::error::{Error, OrRaise};
@@ -86,14 +85,33 @@ const CHECKS: &[Check] = &[
         name: "grants",
         sql: "select string_agg(distinct format('%s on %s to %s', a.privilege_type, c.relname, \
                      case a.grantee when 0 then 'public' else a.grantee::regrole::text end), ', ') \
-              from pg_class c, aclexplode(c.relacl) a \
+              from pg_class c cross join aclexplode(c.relacl) a left join pg_roles r on r.oid = a.grantee \
+              left join @extschema@.access_profiles p on p.role_name = r.rolname \
               where c.relnamespace = '@extschema@'::regnamespace and c.relname = any (array[@tables@]) \
               and a.grantee <> c.relowner \
-              and (a.grantee = 0 or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') \
-                   or a.privilege_type in ('INSERT', 'UPDATE') and not exists (select from pg_roles r \
-                      where r.oid = a.grantee and (r.rolsuper or r.rolbypassrls)))",
-        hint: "Run migrate(), and revoke what public has: no policy holds back TRUNCATE, a foreign \
-               key or trigger reads rows, and whole tables are not for members to write.",
+              and (a.grantee = 0 or p.profile in ('anon', 'none') \
+                   or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') \
+                   or not (r.rolsuper or r.rolbypassrls) and (a.privilege_type in ('INSERT', 'UPDATE') \
+                      or a.privilege_type = 'DELETE' and c.relname <> 'conversations'))",
+        hint: "Run migrate(): no policy holds back TRUNCATE, a foreign key or trigger reads rows, and \
+               whole tables are not for members to write.",
+    },
+    Check {
+        name: "profiles",
+        sql: "select string_agg(format('%s (%s)', p.role_name, p.profile), ', ') \
+              from @extschema@.access_profiles p left join pg_roles r on r.rolname = p.role_name \
+              where p.profile <> 'none' and (r.oid is null \
+                  or p.profile in ('service', 'syncer') and not (r.rolsuper or r.rolbypassrls))",
+        hint: "Create the role, with BYPASSRLS for service and syncer, and run migrate(); or delete its \
+               row from access_profiles.",
+    },
+    Check {
+        name: "replica identity",
+        sql: "select string_agg(c.relname, ', ') from pg_class c \
+              where c.relnamespace = '@extschema@'::regnamespace and c.relname = any (array[@tables@]) \
+              and c.relreplident <> 'd'",
+        hint: "Run ALTER TABLE ... REPLICA IDENTITY DEFAULT: anything else tells subscribers what was \
+               in a deleted row.",
     },
     Check {
         name: "default tenant",
@@ -103,11 +121,13 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "rows lie in the tenant of their parent",
-        sql: "select format('%s messages, %s conversations', m.n, c.n) from \
+        sql: "select format('%s messages, %s conversations, %s revisions', m.n, c.n, r.n) from \
+              (select count(*) n from @extschema@.message_revisions r join @extschema@.messages m \
+               on m.id = r.message_id where r.tenant_id <> m.tenant_id) r, \
               (select count(*) n from @extschema@.messages m join @extschema@.conversations c \
                on c.id = m.conversation_id where c.tenant_id <> m.tenant_id) m, \
               (select count(*) n from @extschema@.conversations c join @extschema@.users u \
-               on u.id = c.user_id where u.tenant_id <> c.tenant_id) c where m.n + c.n > 0",
+               on u.id = c.user_id where u.tenant_id <> c.tenant_id) c where m.n + c.n + r.n > 0",
         hint: "Rows were written with triggers disabled; correct tenant_id from the parent.",
     },
     Check {
@@ -145,11 +165,7 @@ fn doctor() -> TableIterator<
 
 fn examine() -> Result<Vec<Finding>, Error> {
     let schema = plan::home()?.schema;
-    let owner = owner::role()?;
-    // SAFETY: look-ups in the role cache.
-    if !unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) } {
-        return Err(Error::NotOwner);
-    }
+    let owner = owner::for_caller()?;
     let here = install::installed_version(schema)?.unwrap_or(0);
     owner::as_owner_confined(owner, || {
         let mut findings = vec![frozen()?];

@@ -48,6 +48,14 @@ pub enum Error {
     NoSuchUser(pgrx::Uuid),
     #[error("conversation {0} does not exist")]
     NoSuchConversation(pgrx::Uuid),
+    #[error("conversation {0} is not the caller's to manage")]
+    NotManager(pgrx::Uuid),
+    #[error("user {user} is not a member of conversation {conversation}")]
+    NoSuchMember { user: pgrx::Uuid, conversation: pgrx::Uuid },
+    #[error("conversation {0} would have no owner")]
+    LastOwner(pgrx::Uuid),
+    #[error("unknown role \"{0}\" of a member")]
+    UnknownMemberRole(String),
     #[error("message {parent} does not exist in conversation {conversation}")]
     NoSuchParent { parent: pgrx::Uuid, conversation: pgrx::Uuid },
     #[error("unknown role \"{0}\"")]
@@ -70,6 +78,10 @@ pub enum Error {
     BadIndex(i32),
     #[error("message {message} is {status}")]
     NotStreaming { message: pgrx::Uuid, status: &'static str },
+    #[error("message {0} is still being written")]
+    StillWritten(pgrx::Uuid),
+    #[error("message {0} is not the caller's to edit")]
+    NotYours(pgrx::Uuid),
     #[error("message {0} was finished with other figures")]
     FiguresDiffer(pgrx::Uuid),
     #[error("the chunks of message {0} were cleaned up")]
@@ -192,6 +204,19 @@ impl Error {
                 ERRCODE_NO_DATA_FOUND,
                 "A parent is an earlier message of the same conversation.".into(),
             ),
+            Error::NotManager(_) => {
+                (ERRCODE_INSUFFICIENT_PRIVILEGE, "Ask an owner of the conversation.".into())
+            }
+            Error::NoSuchMember { .. } => {
+                (ERRCODE_NO_DATA_FOUND, "Call add_member for somebody who is not there yet.".into())
+            }
+            Error::LastOwner(_) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Call transfer_conversation first, or delete_conversation.".into(),
+            ),
+            Error::UnknownMemberRole(_) => {
+                (ERRCODE_INVALID_PARAMETER_VALUE, "Use owner, editor or viewer.".into())
+            }
             Error::UnknownRole(_) => (
                 ERRCODE_INVALID_PARAMETER_VALUE,
                 "Use user, assistant, system, tool or developer.".into(),
@@ -231,6 +256,15 @@ impl Error {
                 } else {
                     "Begin a new message; this one has ended.".into()
                 },
+            ),
+            Error::StillWritten(_) => {
+                (ERRCODE_INVALID_CURSOR_STATE, "Edit it when it has ended.".into())
+            }
+            Error::NotYours(_) => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "Users edit their own messages, if features of their tenant has \
+                 \"edit_messages\": true."
+                    .into(),
             ),
             Error::FiguresDiffer(_) => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

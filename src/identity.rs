@@ -1,16 +1,17 @@
 //! Who is calling: the subject of the claims, and the user and tenant it stands for.
 
 use std::cell::RefCell;
+use std::panic::AssertUnwindSafe;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgrx::Uuid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use pgrx::{JsonB, Uuid};
 use serde::Deserialize;
 
 use crate::access::has_privilege;
 use crate::error::{Error, OrRaise};
-use crate::lookup::{self, by_id};
+use crate::lookup::{self, Place, by_id};
 use crate::owner::as_owner;
 use crate::plan::{self, Statement, arg};
 use crate::settings;
@@ -66,18 +67,25 @@ fn subject_from(sources: &[Option<&[u8]>; 3]) -> Option<Subject> {
     }
 }
 
-fn look_up(subject: Subject) -> Result<Option<Person>, Error> {
+/// The rows of a user and his tenant.
+type Rows = [Option<Place>; 2];
+
+fn look_up(subject: Subject, rows: &mut Rows) -> Result<Option<Person>, Error> {
     let (index, column) = match subject {
         Subject::Auth(_) => (c"users_auth_id_is_unique", c"auth_id"),
         Subject::User(_) => (c"users_pkey", c"id"),
     };
-    let user = lookup::find(c"users", index, &by_id(column, subject.id())?, |row| {
-        row.named::<bool>(c"is_active")?.then_some(())?;
-        let is_admin = row.named::<String>(c"role")? == "admin";
-        Some(Person { id: row.named(c"id")?, tenant: row.named(c"tenant_id")?, is_admin })
-    })?;
+    let user =
+        lookup::find_placed(c"users", index, &by_id(column, subject.id())?, |row, place| {
+            rows[0] = place;
+            row.named::<bool>(c"is_active")?.then_some(())?;
+            let is_admin = row.named::<String>(c"role")? == "admin";
+            Some(Person { id: row.named(c"id")?, tenant: row.named(c"tenant_id")?, is_admin })
+        })?;
     let Some(person) = user.flatten() else { return Ok(None) };
-    let tenant = lookup::find(c"tenants", c"tenants_pkey", &by_id(c"id", person.tenant)?, |row| {
+    let key = by_id(c"id", person.tenant)?;
+    let tenant = lookup::find_placed(c"tenants", c"tenants_pkey", &key, |row, place| {
+        rows[1] = place;
         row.named::<bool>(c"is_active")
     })?;
     Ok((tenant.flatten() == Some(true)).then_some(person))
@@ -90,11 +98,18 @@ struct Known {
     subject: Option<Subject>,
     view: Option<View>,
     person: Option<Person>,
+    rows: Rows,
     /// Start of the transaction that made the user's row: its first statement cannot see it.
     made_in: Option<i64>,
 }
 
 impl Known {
+    /// The person, if his rows and his tenant's are those that were seen under another view.
+    fn same_person(&self) -> Option<Person> {
+        let is_there = |row: &Option<Place>| row.as_ref().is_some_and(Place::still_holds);
+        self.person.filter(|_| self.rows.iter().all(is_there))
+    }
+
     fn rests_on(&self, sources: &[Option<&[u8]>; 3]) -> bool {
         self.sources.iter().zip(sources).all(|(known, now)| known.as_deref() == *now)
     }
@@ -134,13 +149,19 @@ pub fn person() -> Result<Option<Person>, Error> {
     if let Some(person) = known {
         return Ok(person);
     }
-    let mut person = look_up(subject)?;
+    if let Some(person) = KNOWN.with_borrow(Known::same_person) {
+        KNOWN.with_borrow_mut(|known| known.view = view);
+        return Ok(Some(person));
+    }
+    let mut rows = Rows::default();
+    let mut person = look_up(subject, &mut rows)?;
     if person.is_none() && KNOWN.with_borrow(|known| known.made_in == Some(transaction_start())) {
-        person = now(|| look_up(subject))?;
+        person = now(|| look_up(subject, &mut rows))?;
     }
     KNOWN.with_borrow_mut(|known| {
         known.view = view;
         known.person = person;
+        known.rows = rows;
     });
     Ok(person)
 }
@@ -159,15 +180,31 @@ pub fn ensure_person() -> Result<Person, Error> {
     if !may_begin()? {
         return Err(Error::NotGranted);
     }
-    as_owner(&[c"users", c"tenants"], || ADD_USER.run(&[arg(subject.id())], |_| ()))?;
+    // A key to the users of an authentication service refuses one who was deleted there.
+    PgTryBuilder::new(AssertUnwindSafe(|| {
+        as_owner(&[c"users", c"tenants"], || ADD_USER.run(&[arg(subject.id())], |_| ()))
+    }))
+    .catch_when(PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION, |_| {
+        Err(Error::UserInactive(subject.id()))
+    })
+    .execute()?;
     // SAFETY: makes the row visible to what follows in this transaction.
     unsafe { pg_sys::CommandCounterIncrement() };
-    let person = now(|| look_up(subject))?.ok_or(Error::UserInactive(subject.id()))?;
+    let person =
+        now(|| look_up(subject, &mut Rows::default()))?.ok_or(Error::UserInactive(subject.id()))?;
     KNOWN.with_borrow_mut(|known| {
         known.made_in = Some(transaction_start());
         known.view = None;
     });
     Ok(person)
+}
+
+/// The tenant of a user, active or not.
+pub fn tenant_of(user: Uuid) -> Result<Option<Uuid>, Error> {
+    let tenant = lookup::find(c"users", c"users_pkey", &by_id(c"id", user)?, |row| {
+        row.named::<Uuid>(c"tenant_id")
+    })?;
+    Ok(tenant.flatten())
 }
 
 /// Whether the role may make conversations at all: nobody else leaves a row in users.
@@ -206,6 +243,37 @@ fn current_tenant_id() -> Option<Uuid> {
 #[pg_extern(stable, parallel_safe)]
 fn is_tenant_admin() -> bool {
     person().or_raise().is_some_and(|person| person.is_admin)
+}
+
+/// Whether the tenant of the caller lets users edit their own messages.
+#[pg_extern(stable, parallel_safe)]
+fn may_edit_messages() -> bool {
+    let allowed = || -> Result<Option<bool>, Error> {
+        let Some(person) = person()? else { return Ok(None) };
+        let key = by_id(c"id", person.tenant)?;
+        let features =
+            lookup::find(c"tenants", c"tenants_pkey", &key, |row| row.named::<JsonB>(c"features"))?;
+        Ok(features.flatten().and_then(|features| features.0.get("edit_messages")?.as_bool()))
+    };
+    allowed().or_raise().unwrap_or(false)
+}
+
+/// The folder of the caller in a file storage: his subject, unless he or his tenant is inactive.
+/// Somebody who has no users row yet has one already.
+#[pg_extern(stable, parallel_safe)]
+fn storage_folder() -> Option<String> {
+    let folder = || -> Result<Option<String>, Error> {
+        let Some(Subject::Auth(id)) = subject() else { return Ok(None) };
+        // Whoever was deleted from the authentication service has left his row under its key only.
+        let ways = [(c"users_auth_id_is_unique", c"auth_id"), (c"users_pkey", c"id")];
+        for (index, column) in ways {
+            if lookup::find(c"users", index, &by_id(column, id)?, |_| ())?.is_some() {
+                return Ok(person()?.map(|_| id.to_string()));
+            }
+        }
+        Ok(Some(id.to_string()))
+    };
+    folder().or_raise()
 }
 
 /// The users.id of the caller, whose users row is made if it is not there yet.

@@ -31,12 +31,26 @@ macro_rules! first {
     };
 }
 
-pub const MIGRATIONS: [Migration; 5] = [
+/// A later step of a domain, in files of its own.
+macro_rules! later {
+    ($version:literal, $domain:literal, $name:literal, $number:literal) => {
+        Migration {
+            version: $version,
+            name: $name,
+            up: include_str!(concat!("../sql/", $domain, "/", $number, "_", $name, ".sql")),
+            down: include_str!(concat!("../sql/", $domain, "/", $number, "_down.sql")),
+        }
+    };
+}
+
+pub const MIGRATIONS: [Migration; 7] = [
     first!(1, "frame"),
     first!(2, "identity"),
     first!(3, "conversations"),
     first!(4, "messages"),
     first!(5, "streaming"),
+    later!(6, "messages", "revisions", "0006"),
+    first!(7, "access"),
 ];
 
 pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -383,6 +397,8 @@ mod tests {
             "conversation_members",
             "messages",
             "message_chunks",
+            "message_revisions",
+            "access_profiles",
         ];
         assert_eq!(tables, expected);
         for migration in &MIGRATIONS {

@@ -46,12 +46,17 @@ extension_sql_file!(
     "../sql/frame/api.sql",
     name = "frame_api",
     requires = [
+        access::privileges::note_access,
+        access::privileges::require_owner,
+        conversations::members::list_members,
         doctor::doctor,
         identity::current_tenant_id,
         identity::current_user_id,
         identity::ensure_user,
         identity::is_tenant_admin,
+        identity::may_edit_messages,
         identity::new_id,
+        identity::storage_folder,
         install::migrate,
         install::rollback_to,
         install::uninstall,
@@ -74,4 +79,5 @@ extension_sql_file!(
     name = "streaming_api",
     requires = ["messages_api"]
 );
+extension_sql_file!("../sql/supabase/api.sql", name = "supabase_api", requires = ["streaming_api"]);
 extension_sql_file!("../sql/frame/install.sql", name = "install", finalize);

@@ -153,6 +153,14 @@ pub fn role() -> Result<Oid, Error> {
     Ok(locked(LEDGER, schema)?.owner)
 }
 
+/// The same, for a caller who has his rights.
+pub fn for_caller() -> Result<Oid, Error> {
+    let owner = role()?;
+    // SAFETY: look-ups in the role cache.
+    let may = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) };
+    if may { Ok(owner) } else { Err(Error::NotOwner) }
+}
+
 const LEDGER: &CStr = c"schema_version";
 
 /// Also keeps what `work` sets off from running later, with the rights of the caller: for a

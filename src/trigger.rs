@@ -109,9 +109,18 @@ impl TriggerRow {
 
     /// The value before an UPDATE.
     pub fn old<T: FromDatum + IntoDatum>(&self, name: &CStr) -> Result<Option<T>, Error> {
+        Self::read(self.old_row(), name)
+    }
+
+    /// The same as it is stored, in a column of the type that `T` stands for.
+    pub fn old_raw<T: IntoDatum>(&self, name: &CStr) -> Result<Option<Datum>, Error> {
+        Ok(self.old_row().raw(Self::column::<T>(self.row, name)?))
+    }
+
+    fn old_row(&self) -> Row {
         // SAFETY: see new(); for an UPDATE tg_trigtuple is the old row.
         let tuple = unsafe { (*self.data).tg_trigtuple };
-        Self::read(Row { tuple, ..self.row }, name)
+        Row { tuple, ..self.row }
     }
 
     pub fn set<T: IntoDatum>(&mut self, name: &CStr, value: T) -> Result<(), Error> {

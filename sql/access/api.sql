@@ -23,76 +23,147 @@ comment on function @extschema@.has_conversation_access(uuid, uuid, text) is
 comment on function @extschema@.has_conversation_access(
     uuid, uuid, text, uuid, uuid, text, timestamptz
 ) is 'The same for a row of conversations at hand.';
+comment on function @extschema@.note_access(text, text) is
+'Notes which profile a role has, and returns the one that it had.';
+comment on function @extschema@.require_owner() is
+'Raises an error unless the caller owns the tables of the extension.';
+
 -- What each profile may do, table by table. Policies decide on rows; these are the verbs and
--- columns. Numbers and tenants are never the caller's to choose.
+-- columns. Numbers, tenants and authors are never a member's to choose.
+create function @extschema@.access_privileges()
+returns table (profile text, verbs text, relation text)
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+    with columns (of_new_messages, of_conversations, of_chunks) as (values (
+        'id, conversation_id, role, status, content, parts, parent_id, client_message_id, '
+        'prompt_token_count, completion_token_count, model_used, latency_ms, error, metadata, '
+        'created_at, completed_at',
+        'session_id, continuation_id, title, visibility, is_archived, is_pinned, tags, summary, '
+        'expires_at, metadata',
+        'message_id, chunk_index, is_final, chunk_content'
+    ))
+    select p.profile, p.verbs, p.relation
+    from columns c
+    cross join lateral (values
+        ('member', 'select', 'tenants'),
+        ('member', 'select, update (name, preferences, last_active_at)', 'users'),
+        ('member', 'select, delete', 'conversations'),
+        ('member', 'insert (id, user_id, created_at, ' || c.of_conversations || ')', 'conversations'),
+        ('member', 'update (deleted_at, ' || c.of_conversations || ')', 'conversations'),
+        ('member', 'select', 'conversation_members'),
+        ('member', 'select, insert (' || c.of_new_messages || '), update (content, parts)', 'messages'),
+        ('member', 'select', 'message_revisions'),
+        ('member', 'select, insert (' || c.of_chunks || ')', 'message_chunks'),
+        ('service', 'select, insert, update', 'tenants'),
+        ('service', 'select, insert, update', 'users'),
+        ('service', 'select, delete', 'conversations'),
+        ('service', 'insert (id, tenant_id, user_id, created_at, ' || c.of_conversations || ')',
+            'conversations'),
+        ('service', 'update (user_id, deleted_at, ' || c.of_conversations || ')', 'conversations'),
+        ('service', 'select, delete, insert (conversation_id, user_id, role, created_at), update (role)',
+            'conversation_members'),
+        ('service', 'select, delete, insert (author_id, ' || c.of_new_messages || ')', 'messages'),
+        ('service', 'update (status, content, parts, prompt_token_count, completion_token_count, '
+            'model_used, latency_ms, error, metadata, completed_at)', 'messages'),
+        ('service', 'select', 'message_revisions'),
+        ('service', 'select, delete, insert (' || c.of_chunks || ')', 'message_chunks'),
+        ('service', 'select', 'access_profiles'),
+        ('service', 'select', 'schema_version'),
+        ('syncer', 'select, insert', 'tenants'),
+        ('syncer', 'select, insert, update', 'users'),
+        ('syncer', 'select, insert (id, tenant_id, user_id, created_at, ' || c.of_conversations || ')',
+            'conversations'),
+        ('syncer', 'update (deleted_at, ' || c.of_conversations || ')', 'conversations'),
+        ('syncer', 'select', 'conversation_members'),
+        ('syncer', 'select, insert (author_id, ' || c.of_new_messages || ')', 'messages'),
+        ('syncer', 'update (status, content, parts, error, metadata, completed_at)', 'messages'),
+        ('syncer', 'select', 'message_chunks'),
+        ('syncer', 'select', 'schema_version'),
+        ('monitor', 'select', 'access_profiles'),
+        ('monitor', 'select', 'schema_version')
+    ) as p (profile, verbs, relation);
+$$;
+comment on function @extschema@.access_privileges() is
+'What grant_access grants: verbs and columns, by profile and table.';
+
+create function @extschema@.revoke_all(role text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+    held record;
+begin
+    for held in select distinct p.relation from @extschema@.access_privileges() p loop
+        execute format('revoke all on %s.%I from %I cascade', '@extschema@', held.relation, role);
+    end loop;
+end;
+$$;
+comment on function @extschema@.revoke_all(text) is
+'Takes back what a role holds on the tables of the extension; revoke_access also remembers it.';
+
 create function @extschema@.grant_access(role text, profile text default 'member') returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     privilege record;
-    message_columns constant text := 'id, conversation_id, role, status, content, parts, parent_id, '
-        'client_message_id, prompt_token_count, completion_token_count, model_used, latency_ms, error, '
-        'metadata, created_at, completed_at';
-    conversation_columns constant text := 'session_id, continuation_id, title, visibility, is_archived, '
-        'is_pinned, tags, summary, expires_at, metadata';
 begin
-    if profile is null or profile not in ('member', 'service') then
+    if profile is null or profile not in ('anon', 'member', 'service', 'syncer', 'monitor') then
         raise exception 'unknown profile "%"', profile
-            using errcode = 'invalid_parameter_value', hint = 'Use member or service.';
+            using errcode = 'invalid_parameter_value',
+                hint = 'Use anon, member, service, syncer or monitor.';
     end if;
     if role is null or not exists (select from pg_roles r where r.rolname = grant_access.role) then
         raise exception 'role "%" does not exist', role
             using errcode = 'undefined_object', hint = 'Create the role first.';
     end if;
-    if profile = 'service' and not exists (
+    if profile in ('service', 'syncer') and not exists (
         select from pg_roles r
         where r.rolname = grant_access.role and (r.rolsuper or r.rolbypassrls)
     ) then
         raise exception 'role "%" does not bypass row level security', role
             using errcode = 'object_not_in_prerequisite_state',
-                hint = 'A service acts for every tenant. Run ALTER ROLE ... BYPASSRLS as a superuser.';
+                hint = 'It acts for every tenant. Run ALTER ROLE ... BYPASSRLS as a superuser.';
     end if;
-    if not exists (
-        select from pg_class c
-        where c.oid = to_regclass('@extschema@.schema_version') and pg_has_role(c.relowner, 'usage')
-    ) then
-        raise exception 'only the owner of the tables may grant access to them'
-            using errcode = 'insufficient_privilege',
-                hint = 'Run it as the role that ran CREATE EXTENSION.';
-    end if;
+    perform @extschema@.require_owner();
 
+    if @extschema@.note_access(role, profile) <> profile then
+        perform @extschema@.revoke_all(role);
+    end if;
     execute format('grant usage on schema %s to %I', '@extschema@', role);
     for privilege in
-        select p.verbs, p.object
-        from (values
-            ('member', 'select', 'tenants'),
-            ('member', 'select, update (name, preferences, last_active_at)', 'users'),
-            ('member', 'select, delete', 'conversations'),
-            ('member', 'insert (id, user_id, created_at, ' || conversation_columns || ')', 'conversations'),
-            ('member', 'update (deleted_at, ' || conversation_columns || ')', 'conversations'),
-            ('member', 'select', 'conversation_members'),
-            ('member', 'select, insert (' || message_columns || ')', 'messages'),
-            ('member', 'select, insert (message_id, chunk_index, is_final, chunk_content)', 'message_chunks'),
-            ('service', 'select, insert, update', 'tenants'),
-            ('service', 'select, insert, update', 'users'),
-            ('service', 'select, delete', 'conversations'),
-            ('service', 'insert (id, tenant_id, user_id, created_at, ' || conversation_columns || ')',
-                'conversations'),
-            ('service', 'update (user_id, deleted_at, ' || conversation_columns || ')', 'conversations'),
-            ('service', 'select, delete, insert (conversation_id, user_id, role, created_at), update (role)',
-                'conversation_members'),
-            ('service', 'select, delete, insert (' || message_columns || ')', 'messages'),
-            ('service', 'update (status, content, parts, prompt_token_count, completion_token_count, '
-                'model_used, latency_ms, error, metadata, completed_at)', 'messages'),
-            ('service', 'select, delete, insert (message_id, chunk_index, is_final, chunk_content)',
-                'message_chunks'),
-            ('service', 'select', 'schema_version')
-        ) as p (profile, verbs, object)
+        select p.verbs, p.relation from @extschema@.access_privileges() p
         where p.profile = grant_access.profile
     loop
-        execute format('grant %s on %s.%I to %I', privilege.verbs, '@extschema@', privilege.object, role);
+        execute format('grant %s on %s.%I to %I', privilege.verbs, '@extschema@', privilege.relation, role);
     end loop;
 end;
 $$;
 comment on function @extschema@.grant_access(text, text) is
-'Grants a role what a profile needs: member for people behind row level security, service for backends.';
+'Grants a role what a profile needs, in place of another profile: member for people behind row level security,
+service and syncer for programs, monitor for watching, anon for nothing yet.';
+
+create function @extschema@.revoke_access(role text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform @extschema@.require_owner();
+    if role is null or not exists (select from pg_roles r where r.rolname = revoke_access.role) then
+        raise exception 'role "%" does not exist', role
+            using errcode = 'undefined_object', hint = 'Check the name.';
+    end if;
+    perform @extschema@.note_access(role, 'none');
+    perform @extschema@.revoke_all(role);
+end;
+$$;
+comment on function @extschema@.revoke_access(text) is
+'Takes back every privilege of a role on the tables of the extension; migrate() does not grant it anything again.';
+
+create function @extschema@.adopt_dumped_profile() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from @extschema@.access_profiles p where p.role_name = new.role_name;
+    return new;
+end;
+$$;
+comment on function @extschema@.adopt_dumped_profile() is
+'Trigger: the last word about a role counts, also when a dump of data alone brings it.';

@@ -1,6 +1,28 @@
+alter table @extschema@.access_profiles enable row level security;
+
+drop policy if exists access_profiles_read on @extschema@.access_profiles;
+create policy access_profiles_read on @extschema@.access_profiles for select using (true);
+
+create or replace trigger adopt_dumped_row
+before insert on @extschema@.access_profiles
+for each row execute function @extschema@.adopt_dumped_profile();
+
+-- Roles of hosted deployments, and the two that CREATE EXTENSION makes, get their grants without being
+-- asked for.
+insert into @extschema@.access_profiles (role_name, profile)
+select known.role_name, known.profile
+from (
+    values
+    ('anon', 'anon'), ('authenticated', 'member'), ('service_role', 'service'),
+    ('conversation_service', 'service'), ('conversation_syncer', 'syncer')
+) as known (role_name, profile)
+join pg_roles r on r.rolname = known.role_name
+where (r.rolbypassrls or known.profile in ('anon', 'member'))
+and not exists (select from @extschema@.access_profiles p where p.role_name = known.role_name);
+
 -- A restore makes the tables anew, and the default privileges of the target open them. TRUNCATE
 -- passes by every policy, foreign keys and triggers read rows, and whoever is bound by policies gets
--- columns to write, never whole tables: a table's UPDATE is a user's own role.
+-- columns to write, never whole tables: a table's UPDATE or DELETE is also the right to lock it.
 do $$
 declare
     found record;
@@ -17,21 +39,29 @@ begin
                 from pg_attribute t
                 cross join aclexplode(t.attacl) k
                 where t.attrelid = c.oid and k.grantee = a.grantee
-                and k.privilege_type in ('SELECT', 'INSERT', 'UPDATE')
+                and k.privilege_type in ('SELECT', 'INSERT', 'UPDATE') and not shut.out
             ) as columns
         from pg_class c
         cross join aclexplode(c.relacl) a
         left join pg_roles r on r.oid = a.grantee
+        left join @extschema@.access_profiles p on p.role_name = r.rolname
         cross join lateral (
             select case a.grantee when 0 then 'public' else quote_ident(r.rolname) end
         ) as g (grantee)
+        cross join lateral (select a.grantee = 0 or coalesce(p.profile in ('anon', 'none'), false)) as shut (out)
         where c.relnamespace = '@extschema@'::regnamespace and c.relname = any ('{@tables@}')
         and a.grantee <> c.relowner
         and (
-            a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN')
-            or (a.privilege_type in ('INSERT', 'UPDATE') and not coalesce(r.rolsuper or r.rolbypassrls, false))
+            shut.out
+            or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN')
+            or (
+                not coalesce(r.rolsuper or r.rolbypassrls, false) and (
+                    a.privilege_type in ('INSERT', 'UPDATE')
+                    or (a.privilege_type = 'DELETE' and c.relname <> 'conversations')
+                )
+            )
         )
-        group by c.oid, a.grantee, g.grantee
+        group by c.oid, a.grantee, g.grantee, shut.out
     loop
         execute format('revoke %s on %s from %s cascade', found.verbs, found.relation, found.grantee);
         if found.columns is not null then
@@ -41,7 +71,19 @@ begin
 end;
 $$;
 
--- Roles of hosted deployments get their grants without being asked for.
-select @extschema@.grant_access(known.role, known.profile)
-from (values ('authenticated', 'member'), ('service_role', 'service')) as known (role, profile)
-join pg_roles r on r.rolname = known.role and (r.rolbypassrls or known.profile = 'member');
+-- Tables that this version has brought are for those who were let in before, too.
+select @extschema@.grant_access(p.role_name, p.profile)
+from @extschema@.access_profiles p
+join pg_roles r on r.rolname = p.role_name
+where p.profile <> 'none' and (r.rolsuper or r.rolbypassrls or p.profile not in ('service', 'syncer'));
+
+comment on table @extschema@.access_profiles is
+'What grant_access was last asked to give each role; migrate() gives it again.';
+comment on column @extschema@.access_profiles.role_name is 'The role.';
+comment on column @extschema@.access_profiles.profile is
+'anon, member, service, syncer, monitor; none after revoke_access.';
+comment on column @extschema@.access_profiles.granted_at is 'Since when.';
+comment on policy access_profiles_read on @extschema@.access_profiles is
+'Whoever may read the table may know who was let in.';
+comment on trigger adopt_dumped_row on @extschema@.access_profiles is
+'The last word about a role counts, also when a dump of data alone brings it.';

@@ -156,3 +156,27 @@ as $$
 $$;
 comment on function @extschema@.purge_conversation(uuid) is
 'Removes a conversation and its messages for good; false when the caller has no such conversation.';
+
+create function @extschema@.add_member(conversation_id uuid, user_id uuid, role text default 'viewer')
+returns boolean
+language c as 'MODULE_PATHNAME', 'add_member';
+comment on function @extschema@.add_member(uuid, uuid, text) is
+'Lets a user of the tenant into a conversation as owner, editor or viewer; false when he is in it already.';
+
+create function @extschema@.set_member_role(conversation_id uuid, user_id uuid, role text) returns boolean
+language c as 'MODULE_PATHNAME', 'set_member_role';
+comment on function @extschema@.set_member_role(uuid, uuid, text) is
+'Changes what a member may do; false when he has that role already.';
+
+create function @extschema@.remove_member(conversation_id uuid, user_id uuid default null) returns boolean
+language c as 'MODULE_PATHNAME', 'remove_member';
+comment on function @extschema@.remove_member(uuid, uuid) is
+'Takes a member out of a conversation, the caller himself if nobody is named; false when he is no member.';
+
+create function @extschema@.transfer_conversation(conversation_id uuid, user_id uuid) returns boolean
+language c as 'MODULE_PATHNAME', 'transfer_conversation';
+comment on function @extschema@.transfer_conversation(uuid, uuid) is
+'Gives a conversation to another user of the tenant, beside whom the owner stays as editor; false when it is his.';
+
+comment on function @extschema@.list_members(uuid) is
+'Who is in a conversation, its owner first; for whoever reads it.';

@@ -16,6 +16,30 @@ begin
 end;
 $$;
 
+-- Roles that tables are granted to: also in a restore, before its grants. Only for a superuser, whose
+-- rights the script of a trusted extension has in any case.
+do $$
+declare
+    wanted text;
+begin
+    if (
+        select not r.rolsuper from pg_catalog.pg_extension e
+        join pg_catalog.pg_roles r on r.oid = e.extowner where e.extname = 'pg_conversation'
+    ) then
+        return;
+    end if;
+    foreach wanted in array array['conversation_service', 'conversation_syncer'] loop
+        if not exists (select from pg_catalog.pg_roles r where r.rolname = wanted) then
+            begin
+                execute format('create role %I nologin bypassrls', wanted);
+            exception when duplicate_object or unique_violation then
+                null;
+            end;
+        end if;
+    end loop;
+end;
+$$;
+
 -- pg_dump and pg_restore turn row_security off and bring the tables themselves.
 select @extschema@.migrate()
 where current_setting('row_security')::boolean

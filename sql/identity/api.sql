@@ -3,6 +3,8 @@ comment on function @extschema@.current_user_id() is
 comment on function @extschema@.current_tenant_id() is
 'The tenant of the caller; null when nobody is signed in.';
 comment on function @extschema@.is_tenant_admin() is 'Whether the caller is an admin of his tenant.';
+comment on function @extschema@.may_edit_messages() is
+'Whether the tenant of the caller lets users edit their messages: features has "edit_messages": true.';
 comment on function @extschema@.ensure_user() is
 'The users.id of the caller, whose users row is made if it is not there yet.';
 

@@ -54,6 +54,11 @@ for each row when (
 )
 execute function @extschema@.refuse_to_members('nobody gives himself a role, a login or activity');
 
+create or replace trigger deactivate
+before update of auth_id on @extschema@.users
+for each row when (old.auth_id is not null and new.auth_id is null)
+execute function @extschema@.deactivate_user();
+
 comment on table @extschema@.tenants is
 'Customers of the product. Rows of different tenants never meet; a default tenant exists from the start.';
 comment on column @extschema@.tenants.id is 'Key; the default tenant has a fixed one.';
@@ -98,5 +103,7 @@ comment on trigger adopt_dumped_row on @extschema@.tenants is
 comment on trigger touch on @extschema@.tenants is 'Moves updated_at forward.';
 comment on trigger touch on @extschema@.users is 'Moves updated_at forward.';
 comment on trigger refuse_move on @extschema@.users is 'Keeps a user in its tenant.';
+comment on trigger deactivate on @extschema@.users is
+'Locks a user out whose login was deleted; his conversations stay.';
 comment on trigger refuse_own_rights on @extschema@.users is
 'Keeps a member from changing his own role, login or activity, whatever was granted to him.';

@@ -1,7 +1,7 @@
 create function @extschema@.place_message() returns trigger
 language c as 'MODULE_PATHNAME', 'place_message';
 comment on function @extschema@.place_message() is
-'Trigger: gives id, tenant and number to a new message.';
+'Trigger: gives id, tenant, number and author to a new message.';
 
 create function @extschema@.add_message(
     conversation_id uuid,
@@ -17,6 +17,15 @@ create function @extschema@.add_message(
 ) language c as 'MODULE_PATHNAME', 'add_message';
 comment on function @extschema@.add_message(uuid, text, text, text, uuid, jsonb, jsonb) is
 'Adds a message and returns its id and number; with a client_message_id, a retry returns the first one.';
+
+create function @extschema@.keep_revision() returns trigger
+language c as 'MODULE_PATHNAME', 'keep_revision';
+comment on function @extschema@.keep_revision() is 'Trigger: keeps what an edit of a message replaces.';
+
+create function @extschema@.edit_message(message_id uuid, content text, parts jsonb default null) returns void
+language c as 'MODULE_PATHNAME', 'edit_message';
+comment on function @extschema@.edit_message(uuid, text, jsonb) is
+'Replaces the content of a message of the caller''s own, where the tenant allows it; parts stay when null.';
 
 create function @extschema@.get_conversation_with_messages(
     conv_id uuid,

@@ -68,6 +68,11 @@ impl Message {
         }
     }
 
+    /// Whether somebody is writing it, or is about to.
+    pub fn is_running(&self) -> bool {
+        matches!(self.status, Status::Pending | Status::Streaming)
+    }
+
     /// As the running command sees it.
     pub fn find(id: Uuid) -> Result<Option<Self>, Error> {
         let found = lookup::find(c"messages", c"messages_pkey", &by_id(c"id", id)?, Self::of)?;

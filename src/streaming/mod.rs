@@ -21,3 +21,4 @@ mod upkeep;
 mod write;
 
 pub use commit::watch_transactions;
+pub use message::Message;

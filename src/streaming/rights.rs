@@ -54,7 +54,7 @@ pub fn to_keep_house() -> Result<(), Error> {
     Ok(())
 }
 
-const OF_MESSAGES: [&CStr; 2] = [c"messages_read", c"messages_insert"];
+const OF_MESSAGES: [&CStr; 3] = [c"messages_read", c"messages_insert", c"messages_update"];
 
 thread_local! {
     /// The last role that was found to be allowed to write; any change of grants or roles changes the

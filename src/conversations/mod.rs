@@ -6,11 +6,12 @@ use pgrx::pg_sys::{self, Datum};
 use crate::access::is_restricted;
 use crate::error::Error;
 use crate::function::c_function;
-use crate::identity::{ensure_person, subject};
-use crate::lookup::{self, by_id};
+use crate::identity::{ensure_person, subject, tenant_of};
 use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
 use crate::trigger::TriggerRow;
+
+mod members;
 
 /// The tenant of those who have no other; made with the tables, under the same id everywhere.
 const DEFAULT_TENANT: [u8; 16] = [0, 0, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 1];
@@ -134,10 +135,7 @@ c_function!(
 fn owner_is_of_tenant(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let row = TriggerRow::of(call, c"conversations")?;
     if let Some(owner) = row.get::<Uuid>(c"user_id")? {
-        let tenant = lookup::find(c"users", c"users_pkey", &by_id(c"id", owner)?, |user| {
-            user.named::<Uuid>(c"tenant_id")
-        })?;
-        if tenant.flatten() != row.get::<Uuid>(c"tenant_id")? {
+        if tenant_of(owner)? != row.get::<Uuid>(c"tenant_id")? {
             return Err(Error::NoSuchUser(owner));
         }
     }

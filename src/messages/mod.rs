@@ -3,7 +3,7 @@
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, Uuid};
 
-use crate::access::{Level, has_level, is_restricted, unshaken};
+use crate::access::{Level, is_restricted, level_in, unshaken};
 use crate::error::Error;
 use crate::function::{Composite, c_function, raw_argument};
 use crate::identity;
@@ -11,6 +11,8 @@ use crate::lookup::{by_id, key, taken_by};
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
 use crate::trigger::TriggerRow;
+
+mod revisions;
 
 /// The row lock queues messages of one conversation until the writer commits, so that numbers have
 /// no gap; different conversations never meet.
@@ -64,7 +66,7 @@ static IS_PARENT: Statement = Statement {
 };
 
 c_function!(
-    /// Gives id, tenant and number to a new message. A row that brings its number is a restored one and
+    /// Gives id, tenant, number and author to a new message. A row that brings its number is a restored one and
     /// stays as it was.
     place_message, pg_finfo_place_message, place
 );
@@ -74,15 +76,21 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let conversation =
         row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
 
-    let mut number_given = row.get::<i32>(c"sequence_number")?;
+    let restricted = is_restricted(row.table());
+    let caller = identity::person()?;
     // Before the lock: a stranger must not hold up those who write here, and hears the same as for
     // a conversation that does not exist.
-    if is_restricted(row.table()) {
-        if !has_level(conversation, Level::Write)? {
+    if restricted {
+        let may_write = match &caller {
+            Some(person) => level_in(conversation, person)? >= Level::Write,
+            None => false,
+        };
+        if !may_write {
             return Err(Error::NoSuchConversation(conversation));
         }
-        number_given = None; // Whatever was granted, a number is not the caller's to choose.
     }
+    // Whatever was granted, a number is not the caller's to choose.
+    let number_given = row.get::<i32>(c"sequence_number")?.filter(|_| !restricted);
 
     let (number, tenant) = unshaken(|| {
         as_owner(&[c"messages", c"conversations"], || match number_given {
@@ -94,6 +102,19 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     row.set(c"tenant_id", tenant)?;
     if row.get::<Uuid>(c"id")?.is_none() {
         row.set(c"id", identity::new_id())?;
+    }
+    if restricted || number_given.is_none() {
+        let author = row.get::<Uuid>(c"author_id")?.filter(|_| !restricted);
+        match author {
+            Some(user) if identity::tenant_of(user)? != Some(tenant) => {
+                return Err(Error::NoSuchUser(user));
+            }
+            Some(_) => (),
+            None => {
+                let caller = caller.filter(|person| person.tenant == tenant);
+                row.set(c"author_id", caller.map(|person| person.id))?;
+            }
+        }
     }
     Ok(row.finish())
 }
@@ -182,9 +203,9 @@ static ADD: AddOnce = AddOnce {
     find: Statement {
         sql: "select id, sequence_number, \
               role operator(pg_catalog.=) $2::@extschema@.message_role \
-              and content operator(pg_catalog.=) coalesce($3, '') \
+              and (edited_at is not null or content operator(pg_catalog.=) coalesce($3, '')) \
               and parent_id is not distinct from $4 \
-              and parts is not distinct from $5 \
+              and (edited_at is not null or parts is not distinct from $5) \
               and metadata operator(pg_catalog.=) coalesce($6, '{}') \
               from @extschema@.messages \
               where conversation_id operator(pg_catalog.=) $1 \

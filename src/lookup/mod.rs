@@ -12,6 +12,10 @@ use pgrx::{IntoDatum, Uuid};
 use crate::error::Error;
 use crate::plan::{self, Row};
 
+mod place;
+
+pub use place::Place;
+
 /// A column and the value it must have.
 pub struct Key<'a> {
     column: &'a CStr,
@@ -32,12 +36,22 @@ pub fn find<T>(
     keys: &[Key],
     read: impl FnOnce(&Row) -> T,
 ) -> Result<Option<T>, Error> {
+    find_placed(table, index, keys, |row, _| read(row))
+}
+
+/// The same, and where the row lies.
+pub fn find_placed<T>(
+    table: &'static CStr,
+    index: &'static CStr,
+    keys: &[Key],
+    read: impl FnOnce(&Row, Option<Place>) -> T,
+) -> Result<Option<T>, Error> {
     // SAFETY: an active snapshot stays valid for the length of the call; without one, null stands
     // for what is committed now.
     let snapshot = unsafe {
         if pg_sys::ActiveSnapshotSet() { pg_sys::GetActiveSnapshot() } else { std::ptr::null_mut() }
     };
-    scan(table, index, keys, snapshot, |_, row| row.map(read))
+    scan(table, index, keys, snapshot, |_, row, place| row.map(|row| read(row, place)))
 }
 
 /// The conversation of the row that is under these keys once every transaction that writes one there
@@ -57,7 +71,7 @@ pub fn taken_by(
         let mut dirty =
             pg_sys::SnapshotData { snapshot_type: DIRTY, ..pg_sys::SnapshotData::default() };
         let dirty: pg_sys::Snapshot = &mut dirty;
-        let seen = scan(table, index, keys, dirty, |snapshot, row| {
+        let seen = scan(table, index, keys, dirty, |snapshot, row, _| {
             let writer = |xid: pg_sys::TransactionId| xid != pg_sys::TransactionId::INVALID;
             // SAFETY: the scan has left in its snapshot who is writing the row it returned.
             let snapshot = unsafe { &*snapshot };
@@ -90,7 +104,7 @@ fn scan<T>(
     index: &'static CStr,
     keys: &[Key],
     snapshot: pg_sys::Snapshot,
-    read: impl FnOnce(pg_sys::Snapshot, Option<&Row>) -> T,
+    read: impl FnOnce(pg_sys::Snapshot, Option<&Row>, Option<Place>) -> T,
 ) -> Result<T, Error> {
     // SAFETY: the table stays open and locked while it is scanned; keys and snapshot outlive the
     // scan. An ERROR in between releases all of it with the transaction.
@@ -111,7 +125,8 @@ fn scan<T>(
         );
         let tuple = pg_sys::systable_getnext(scan);
         let row = (!tuple.is_null()).then_some(Row { tuple, desc });
-        let answer = read(snapshot, row.as_ref());
+        let place = row.and_then(|_| Place::of(relation, scan));
+        let answer = read(snapshot, row.as_ref(), place);
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, plan::READ_LOCK);
         Ok(answer)

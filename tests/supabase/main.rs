@@ -1,0 +1,5 @@
+//! A deployment in the manner of Supabase: its roles, its schemas, the statements its clients send.
+
+mod browser;
+mod rest;
+mod stack;
