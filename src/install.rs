@@ -43,7 +43,7 @@ macro_rules! later {
     };
 }
 
-pub const MIGRATIONS: [Migration; 7] = [
+pub const MIGRATIONS: [Migration; 8] = [
     first!(1, "frame"),
     first!(2, "identity"),
     first!(3, "conversations"),
@@ -51,6 +51,7 @@ pub const MIGRATIONS: [Migration; 7] = [
     first!(5, "streaming"),
     later!(6, "messages", "revisions", "0006"),
     first!(7, "access"),
+    later!(8, "conversations", "visible", "0008"),
 ];
 
 pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;

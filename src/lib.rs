@@ -48,6 +48,7 @@ extension_sql_file!(
     requires = [
         access::privileges::note_access,
         access::privileges::require_owner,
+        access::readable::readable_conversations,
         conversations::members::list_members,
         doctor::doctor,
         identity::current_tenant_id,

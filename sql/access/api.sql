@@ -1,7 +1,9 @@
 create function @extschema@.expect_access(internal) returns internal
 language c strict as 'MODULE_PATHNAME', 'expect_access';
 comment on function @extschema@.expect_access(internal) is
-'For the planner: most rows that a policy is asked about are the caller''s.';
+'For the planner: most rows that a policy is asked about are the caller''s, and where to look for the others.';
+comment on function @extschema@.readable_conversations(uuid) is
+'Ids among which are all conversations that the caller, named by his users.id, may read.';
 
 create function @extschema@.has_conversation_access(conversation_id uuid, user_id uuid, level text)
 returns boolean
@@ -29,7 +31,8 @@ comment on function @extschema@.require_owner() is
 'Raises an error unless the caller owns the tables of the extension.';
 
 -- What each profile may do, table by table. Policies decide on rows; these are the verbs and
--- columns. Numbers, tenants and authors are never a member's to choose.
+-- columns. Numbers, tenants and authors are never a member's to choose. An upsert sets the id, which a
+-- trigger keeps as it is.
 create function @extschema@.access_privileges()
 returns table (profile text, verbs text, relation text)
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -49,7 +52,7 @@ as $$
         ('member', 'select, update (name, preferences, last_active_at)', 'users'),
         ('member', 'select, delete', 'conversations'),
         ('member', 'insert (id, user_id, created_at, ' || c.of_conversations || ')', 'conversations'),
-        ('member', 'update (deleted_at, ' || c.of_conversations || ')', 'conversations'),
+        ('member', 'update (id, deleted_at, ' || c.of_conversations || ')', 'conversations'),
         ('member', 'select', 'conversation_members'),
         ('member', 'select, insert (' || c.of_new_messages || '), update (content, parts)', 'messages'),
         ('member', 'select', 'message_revisions'),
@@ -59,7 +62,7 @@ as $$
         ('service', 'select, delete', 'conversations'),
         ('service', 'insert (id, tenant_id, user_id, created_at, ' || c.of_conversations || ')',
             'conversations'),
-        ('service', 'update (user_id, deleted_at, ' || c.of_conversations || ')', 'conversations'),
+        ('service', 'update (id, user_id, deleted_at, ' || c.of_conversations || ')', 'conversations'),
         ('service', 'select, delete, insert (conversation_id, user_id, role, created_at), update (role)',
             'conversation_members'),
         ('service', 'select, delete, insert (author_id, ' || c.of_new_messages || ')', 'messages'),

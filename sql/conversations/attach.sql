@@ -121,6 +121,8 @@ comment on index @extschema@.idx_conversations_tenant_continuation is
 'One conversation a continuation_id and tenant.';
 comment on index @extschema@.idx_conversations_user_updated is
 'Pages of a user''s list, latest first, at any depth; serves the foreign key to tenants.';
+comment on index @extschema@.idx_conversations_tenant_visible is
+'The conversations that every user of a tenant may read.';
 comment on index @extschema@.idx_conversation_members_user is 'The conversations a user was added to.';
 comment on policy conversations_read on @extschema@.conversations is
 'Owner, members, tenant when visible to it, tenant admins.';

@@ -3,11 +3,13 @@ do $$
 begin
     if exists (
         select from pg_catalog.pg_class c
-        join pg_catalog.pg_extension e on e.extname = 'pg_conversation'
-        where c.relnamespace = e.extnamespace and c.relname = 'schema_version' and c.relowner <> e.extowner
+        join pg_catalog.pg_extension e on e.extname operator(pg_catalog.=) 'pg_conversation'
+        where c.relnamespace operator(pg_catalog.=) e.extnamespace
+        and c.relname operator(pg_catalog.=) 'schema_version'
+        and c.relowner operator(pg_catalog.<>) e.extowner
     )
-    and current_setting('row_security')::boolean
-    and current_setting('pg_conversation.auto_install')::boolean then
+    and pg_catalog.current_setting('row_security')::pg_catalog.bool
+    and pg_catalog.current_setting('pg_conversation.auto_install')::pg_catalog.bool then
         raise exception 'table schema_version belongs to another role'
             using errcode = 'insufficient_privilege',
                 hint = 'Create the extension as that role, or with pg_conversation.auto_install = off, '
@@ -24,14 +26,15 @@ declare
 begin
     if (
         select not r.rolsuper from pg_catalog.pg_extension e
-        join pg_catalog.pg_roles r on r.oid = e.extowner where e.extname = 'pg_conversation'
+        join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) e.extowner
+        where e.extname operator(pg_catalog.=) 'pg_conversation'
     ) then
         return;
     end if;
     foreach wanted in array array['conversation_service', 'conversation_syncer'] loop
-        if not exists (select from pg_catalog.pg_roles r where r.rolname = wanted) then
+        if not exists (select from pg_catalog.pg_roles r where r.rolname operator(pg_catalog.=) wanted) then
             begin
-                execute format('create role %I nologin bypassrls', wanted);
+                execute pg_catalog.format('create role %I nologin bypassrls', wanted);
             exception when duplicate_object or unique_violation then
                 null;
             end;
@@ -42,5 +45,5 @@ $$;
 
 -- pg_dump and pg_restore turn row_security off and bring the tables themselves.
 select @extschema@.migrate()
-where current_setting('row_security')::boolean
-and current_setting('pg_conversation.auto_install')::boolean;
+where pg_catalog.current_setting('row_security')::pg_catalog.bool
+and pg_catalog.current_setting('pg_conversation.auto_install')::pg_catalog.bool;

@@ -12,7 +12,7 @@ create function @extschema@.adopt_dumped_tenant() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-    default_id constant uuid := '00000000-0000-7000-8000-000000000001';
+    default_id constant uuid := uuid '00000000-0000-7000-8000-000000000001';
 begin
     if exists (select from @extschema@.users u where u.tenant_id = default_id)
     or exists (select from @extschema@.conversations c where c.tenant_id = default_id) then

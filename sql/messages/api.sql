@@ -43,7 +43,7 @@ create function @extschema@.get_conversation_with_messages(
 )
 language sql stable parallel safe
 as $$
-    select c.id, c.session_id, c.title, m.id, m.role::text, m.content, m.sequence_number, m.created_at
+    select c.id, c.session_id, c.title, m.id, m.role::pg_catalog.text, m.content, m.sequence_number, m.created_at
     from @extschema@.conversations c
     left join @extschema@.messages m
         on m.conversation_id operator(pg_catalog.=) c.id
@@ -70,7 +70,7 @@ returns table (
 )
 language sql stable parallel safe
 as $$
-    select l.id, l.role::text, l.content, l.parts, l.sequence_number, l.metadata, l.created_at
+    select l.id, l.role::pg_catalog.text, l.content, l.parts, l.sequence_number, l.metadata, l.created_at
     from (
         select m.*
         from @extschema@.conversations c

@@ -13,6 +13,7 @@ use crate::view::{View, still_holds};
 
 mod policy;
 mod privileges;
+mod readable;
 
 pub use privileges::{has_privilege, is_restricted, require_privilege};
 

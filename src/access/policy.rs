@@ -3,7 +3,7 @@
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
-use super::{Conversation, Level, level, level_in, membership};
+use super::{Conversation, Level, level, level_in, membership, readable};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument, scratch};
 use crate::identity::{self, Person};
@@ -28,22 +28,28 @@ c_function!(
 c_function!(
     /// Tells the planner that most rows a policy is asked about are the caller's: queries name a
     /// conversation or a user. The default guess of a third would drive it away from indexes that
-    /// bring rows in order.
+    /// bring rows in order. For those that name neither, see `readable`.
     expect_access,
     pg_finfo_expect_access,
-    estimate
+    advise
 );
 
-fn estimate(call: FunctionCallInfo) -> Result<Datum, Error> {
+fn advise(call: FunctionCallInfo) -> Result<Datum, Error> {
     let Some(request) = raw_argument(call, 0) else { return Ok(Datum::from(0)) };
-    let request = request.cast_mut_ptr::<pg_sys::SupportRequestSelectivity>();
+    let node = request.cast_mut_ptr::<pg_sys::Node>();
     // SAFETY: the planner passes a node; its tag says which kind it is.
     unsafe {
-        if (*request).type_ != pg_sys::NodeTag::T_SupportRequestSelectivity {
-            return Ok(Datum::from(0));
+        match (*node).type_ {
+            pg_sys::NodeTag::T_SupportRequestSelectivity => {
+                (*node.cast::<pg_sys::SupportRequestSelectivity>()).selectivity = 0.95;
+                Ok(request)
+            }
+            pg_sys::NodeTag::T_SupportRequestIndexCondition => {
+                let request = &*node.cast::<pg_sys::SupportRequestIndexCondition>();
+                Ok(readable::index_condition(request).map_or(Datum::from(0), Datum::from))
+            }
+            _ => Ok(Datum::from(0)),
         }
-        (*request).selectivity = 0.95;
-        Ok(Datum::from(request))
     }
 }
 

@@ -17,6 +17,7 @@ mod place;
 pub use place::Place;
 
 /// A column and the value it must have.
+#[derive(Clone, Copy)]
 pub struct Key<'a> {
     column: &'a CStr,
     value: Datum,
@@ -52,6 +53,32 @@ pub fn find_placed<T>(
         if pg_sys::ActiveSnapshotSet() { pg_sys::GetActiveSnapshot() } else { std::ptr::null_mut() }
     };
     scan(table, index, keys, snapshot, |_, row, place| row.map(|row| read(row, place)))
+}
+
+/// All rows that the running command sees under a key, by an index that begins with that column.
+pub fn each(
+    table: &'static CStr,
+    index: &'static CStr,
+    key: Key,
+    mut read: impl FnMut(&Row),
+) -> Result<(), Error> {
+    // SAFETY: see scan(); the snapshot is that of the running command.
+    unsafe {
+        let snapshot = pg_sys::GetActiveSnapshot();
+        let (relation, mut path) = open(table, index, &[key], leading_index)?;
+        path.keys[0].sk_argument = key.value;
+        let scan = begin(relation, &mut path, snapshot, 1);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            read(&Row { tuple, desc: (*relation).rd_att });
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, plan::READ_LOCK);
+    }
+    Ok(())
 }
 
 /// The conversation of the row that is under these keys once every transaction that writes one there
@@ -109,20 +136,12 @@ fn scan<T>(
     // SAFETY: the table stays open and locked while it is scanned; keys and snapshot outlive the
     // scan. An ERROR in between releases all of it with the transaction.
     unsafe {
-        let (relation, path) = open(table, index, keys)?;
+        let (relation, mut path) = open(table, index, keys, unique_index)?;
         let desc = (*relation).rd_att;
-        let mut scan_keys = path.keys;
-        for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
+        for (scan_key, key) in path.keys.iter_mut().zip(keys) {
             scan_key.sk_argument = key.value;
         }
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            path.index,
-            path.index != Oid::INVALID,
-            snapshot,
-            keys.len() as i32,
-            scan_keys.as_mut_ptr(),
-        );
+        let scan = begin(relation, &mut path, snapshot, keys.len());
         let tuple = pg_sys::systable_getnext(scan);
         let row = (!tuple.is_null()).then_some(Row { tuple, desc });
         let place = row.and_then(|_| Place::of(relation, scan));
@@ -130,6 +149,22 @@ fn scan<T>(
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, plan::READ_LOCK);
         Ok(answer)
+    }
+}
+
+/// # Safety
+///
+/// The relation is open, and path and snapshot outlive the scan.
+unsafe fn begin(
+    relation: pg_sys::Relation,
+    path: &mut Path,
+    snapshot: pg_sys::Snapshot,
+    keys: usize,
+) -> pg_sys::SysScanDesc {
+    let by_index = path.index != Oid::INVALID;
+    let scan_keys = path.keys.as_mut_ptr();
+    unsafe {
+        pg_sys::systable_beginscan(relation, path.index, by_index, snapshot, keys as i32, scan_keys)
     }
 }
 
@@ -157,6 +192,7 @@ unsafe fn open(
     table: &'static CStr,
     index: &'static CStr,
     keys: &[Key],
+    find_index: fn(&CStr, Oid, Oid, &[i32]) -> Option<Oid>,
 ) -> Result<(pg_sys::Relation, Path), Error> {
     let known = PATHS.with_borrow(|paths| paths.get(&(table, index)).copied());
     if let Some((generation, path)) = known
@@ -200,7 +236,7 @@ unsafe fn open(
             );
         }
     }
-    path.index = unique_index(index, schema, oid, &columns).unwrap_or(Oid::INVALID);
+    path.index = find_index(index, schema, oid, &columns).unwrap_or(Oid::INVALID);
     PATHS.with_borrow_mut(|paths| paths.insert((table, index), (generation, path)));
     Ok((relation, path))
 }
@@ -218,6 +254,35 @@ fn collation_of(table: Oid, n: i32) -> Oid {
 /// The index of that name, if it is one that finds every row of the table by these columns. A row
 /// without a retry key is not looked for, so that index may leave it out.
 pub fn unique_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Option<Oid> {
+    index_that(name, schema, table, |index, keys, is_whole| {
+        index.indisunique
+            && keys.len() == columns.len()
+            && begin_with(keys, columns)
+            && (is_whole || name == RETRY_KEY)
+    })
+}
+
+/// The index of that name, if it begins with these columns. Conversations that are not visible to
+/// their tenant are not looked for, so that index may leave them out.
+fn leading_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Option<Oid> {
+    index_that(name, schema, table, |_, keys, is_whole| {
+        begin_with(keys, columns) && (is_whole || name == VISIBLE)
+    })
+}
+
+fn begin_with(keys: &[i16], columns: &[i32]) -> bool {
+    keys.len() >= columns.len()
+        && keys.iter().zip(columns).all(|(key, column)| i32::from(*key) == *column)
+}
+
+/// The btree of that name on this table, if it is as wanted; `wanted` also hears its key columns,
+/// and whether it has every row.
+fn index_that(
+    name: &CStr,
+    schema: Oid,
+    table: Oid,
+    wanted: impl FnOnce(&pg_sys::FormData_pg_index, &[i16], bool) -> bool,
+) -> Option<Oid> {
     // SAFETY: syscache look-ups, released on the spot; the tuple has its fixed part, and an entry
     // for each column of the index.
     unsafe {
@@ -228,16 +293,13 @@ pub fn unique_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Op
             return None;
         }
         let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
-        let keys = form.indkey.values.as_slice(form.indnatts as usize);
+        let keys = form.indkey.values.as_slice(form.indnkeyatts as usize);
         let mut is_whole = true;
         let predicate = pg_sys::Anum_pg_index_indpred as pg_sys::AttrNumber;
         pg_sys::SysCacheGetAttr(cache, tuple, predicate, &mut is_whole);
         let fits = form.indrelid == table
             && form.indisvalid
-            && form.indisunique
-            && form.indnkeyatts as usize == columns.len()
-            && keys.iter().zip(columns).all(|(key, column)| i32::from(*key) == *column)
-            && (is_whole || name == RETRY_KEY)
+            && wanted(form, keys, is_whole)
             && is_btree(index);
         pg_sys::ReleaseSysCache(tuple);
         fits.then_some(index)
@@ -245,6 +307,7 @@ pub fn unique_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Op
 }
 
 const RETRY_KEY: &CStr = c"idx_messages_retry_key";
+const VISIBLE: &CStr = c"idx_conversations_tenant_visible";
 
 fn is_btree(index: Oid) -> bool {
     // SAFETY: a syscache look-up, released on the spot.

@@ -204,8 +204,9 @@ static ADD: AddOnce = AddOnce {
         sql: "select id, sequence_number, \
               role operator(pg_catalog.=) $2::@extschema@.message_role \
               and (edited_at is not null or content operator(pg_catalog.=) coalesce($3, '')) \
-              and parent_id is not distinct from $4 \
-              and (edited_at is not null or parts is not distinct from $5) \
+              and coalesce(parent_id operator(pg_catalog.=) $4, parent_id is null and $4 is null) \
+              and (edited_at is not null \
+                   or coalesce(parts operator(pg_catalog.=) $5, parts is null and $5 is null)) \
               and metadata operator(pg_catalog.=) coalesce($6, '{}') \
               from @extschema@.messages \
               where conversation_id operator(pg_catalog.=) $1 \

@@ -31,7 +31,7 @@ static BEGIN: AddOnce = AddOnce {
     find: Statement {
         sql: "select id, sequence_number, \
               role operator(pg_catalog.=) $2::@extschema@.message_role \
-              and parent_id is not distinct from $3 \
+              and coalesce(parent_id operator(pg_catalog.=) $3, parent_id is null and $3 is null) \
               and ($4 is null or model_used is not null) \
               and (status operator(pg_catalog.<>) 'completed' or completed_at is not null) \
               and metadata operator(pg_catalog.@>) coalesce($5, '{}') \

@@ -1,0 +1,1 @@
+drop index @extschema@.idx_conversations_tenant_visible;

@@ -1,0 +1,172 @@
+//! Questions that name no conversation, like `select count(*) from messages`: the planner is told
+//! that whoever passes the policy has the conversation among those that he may read, and goes
+//! through an index with them instead of through the whole table.
+
+use pgrx::Uuid;
+use pgrx::pg_sys::{self, Datum, List, Node, NodeTag, Oid};
+use pgrx::prelude::*;
+
+use crate::error::{Error, OrRaise};
+use crate::identity;
+use crate::lookup::{each, key};
+use crate::plan::Row;
+
+/// At least the conversations that a user may read; none, unless he is the caller.
+#[pg_extern(stable, parallel_safe, strict, cost = 10000)]
+fn readable_conversations(user_id: Uuid) -> Vec<Uuid> {
+    readable(user_id).or_raise()
+}
+
+fn readable(user: Uuid) -> Result<Vec<Uuid>, Error> {
+    let mut found = Vec::new();
+    let Some(person) = identity::person()?.filter(|person| person.id == user) else {
+        return Ok(found);
+    };
+    let mut keep = |row: &Row, column| found.extend(row.named::<Uuid>(column));
+    let tenant = key(c"tenant_id", person.tenant)?;
+    let table = c"conversations";
+    if person.is_admin {
+        each(table, c"idx_conversations_user_updated", tenant, |row| keep(row, c"id"))?;
+    } else {
+        let user = key(c"user_id", user)?;
+        each(table, c"idx_conversations_user", user, |row| keep(row, c"id"))?;
+        each(table, c"idx_conversations_tenant_visible", tenant, |row| keep(row, c"id"))?;
+        let members = c"conversation_members";
+        each(members, c"idx_conversation_members_user", user, |row| keep(row, c"conversation_id"))?;
+    }
+    Ok(found)
+}
+
+/// What an index can make of `has_conversation_access(column, user, ...)`: the column is one of
+/// `readable_conversations(user)`. The condition lets more through than the policy, which is asked
+/// again for each row.
+///
+/// Only where the query has no way in of its own: it would compute the list for nothing, and for the
+/// inner side of a join once a row.
+///
+/// # Safety
+///
+/// The request is one that the planner has made.
+pub unsafe fn index_condition(request: &pg_sys::SupportRequestIndexCondition) -> Option<*mut List> {
+    unsafe {
+        let index = &*request.index;
+        let call = request.node.cast::<pg_sys::FuncExpr>();
+        let is_call = (*request.node).type_ == NodeTag::T_FuncExpr;
+        if request.indexarg != 0 || request.indexcol != 0 || !is_call || is_narrowed(&*index.rel) {
+            return None;
+        }
+        let strategy = pg_sys::BTEqualStrategyNumber as i16;
+        let uuid = pg_sys::UUIDOID;
+        let equal = pg_sys::get_opfamily_member(request.opfamily, uuid, uuid, strategy);
+        let (of_column, user) = (nth((*call).args, 0), nth((*call).args, 1));
+        let opcode = pg_sys::get_opcode(equal);
+        if opcode != Oid::from(pg_sys::F_UUID_EQ) || pg_sys::contain_var_clause(user) {
+            return None;
+        }
+        let array = pg_sys::makeFuncExpr(
+            sibling(request.funcid)?,
+            pg_sys::UUIDARRAYOID,
+            list_of([user]),
+            Oid::INVALID,
+            Oid::INVALID,
+            pg_sys::CoercionForm::COERCE_EXPLICIT_CALL,
+        );
+        let condition = pg_sys::palloc0(size_of::<pg_sys::ScalarArrayOpExpr>())
+            .cast::<pg_sys::ScalarArrayOpExpr>();
+        (*condition).xpr.type_ = NodeTag::T_ScalarArrayOpExpr;
+        (*condition).opno = equal;
+        (*condition).opfuncid = opcode;
+        (*condition).useOr = true;
+        (*condition).args = list_of([of_column, array.cast()]);
+        (*condition).location = -1;
+        Some(list_of([condition.cast()]))
+    }
+}
+
+/// Whether the query itself has a better way in than what the policy says: a join, or a comparison
+/// with the first column of an index, or with a later one where those before are known.
+///
+/// # Safety
+///
+/// The relation is one that is being planned.
+unsafe fn is_narrowed(rel: &pg_sys::RelOptInfo) -> bool {
+    unsafe {
+        // What policies say comes before what the query says.
+        let compared = |column, by_query: bool| {
+            elements(rel.baserestrictinfo).any(|clause| {
+                let clause = &*clause.cast::<pg_sys::RestrictInfo>();
+                let is_of_query = clause.security_level > rel.baserestrict_min_security;
+                (is_of_query || !by_query)
+                    && matches!(
+                        (*clause.clause).type_,
+                        NodeTag::T_OpExpr | NodeTag::T_ScalarArrayOpExpr
+                    )
+                    && mentions(clause, rel.relid, column)
+            })
+        };
+        rel.has_eclass_joins
+            || !rel.joininfo.is_null()
+            || elements(rel.indexlist).any(|index| {
+                let index = &*index.cast::<pg_sys::IndexOptInfo>();
+                let is_usable = index.indpred.is_null() || index.predOK;
+                is_usable
+                    && (0..index.nkeycolumns as usize)
+                        .map(|n| *index.indexkeys.add(n))
+                        .take_while(|column| compared(*column, false))
+                        .any(|column| compared(column, true))
+            })
+    }
+}
+
+/// # Safety
+///
+/// The clause is one of a query that is being planned.
+unsafe fn mentions(clause: &pg_sys::RestrictInfo, relation: pg_sys::Index, column: i32) -> bool {
+    unsafe {
+        let mut columns = std::ptr::null_mut();
+        pg_sys::pull_varattnos(clause.clause.cast(), relation, &mut columns);
+        pg_sys::bms_is_member(column - pg_sys::FirstLowInvalidHeapAttributeNumber, columns)
+    }
+}
+
+/// `readable_conversations`, which lives where the function of a policy does.
+///
+/// # Safety
+///
+/// A look-up in the cache of functions; never fails.
+unsafe fn sibling(function: Oid) -> Option<Oid> {
+    unsafe {
+        let uuid = pg_sys::UUIDOID;
+        let arguments = pg_sys::buildoidvector(&uuid, 1);
+        let found = pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
+            Datum::from(c"readable_conversations".as_ptr()),
+            Datum::from(arguments),
+            Datum::from(pg_sys::get_func_namespace(function)),
+            Datum::from(0),
+        );
+        (found != Oid::INVALID).then_some(found)
+    }
+}
+
+/// # Safety
+///
+/// The list is one of nodes, and has that many.
+unsafe fn nth(list: *mut List, n: usize) -> *mut Node {
+    unsafe { (*(*list).elements.add(n)).ptr_value.cast() }
+}
+
+/// # Safety
+///
+/// The list, if there is one, is one of nodes and stays as it is.
+unsafe fn elements(list: *mut List) -> impl Iterator<Item = *mut Node> {
+    let length = if list.is_null() { 0 } else { unsafe { (*list).length as usize } };
+    (0..length).map(move |n| unsafe { nth(list, n) })
+}
+
+unsafe fn list_of<const N: usize>(nodes: [*mut Node; N]) -> *mut List {
+    nodes
+        .into_iter()
+        .fold(std::ptr::null_mut(), |list, node| unsafe { pg_sys::lappend(list, node.cast()) })
+}
