@@ -229,6 +229,11 @@ fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
     let ours = match table {
         "schema_version" => return Ok(()),
         "tenants" => " where slug <> 'default' or updated_at <> created_at",
+        "access_profiles" => {
+            " where (role_name, profile) not in (values ('anon', 'anon'), ('authenticated', 'member'), \
+             ('service_role', 'service'), ('conversation_service', 'service'), \
+             ('conversation_syncer', 'syncer'))"
+        }
         _ => "",
     };
     let sql = format!("select 'rows' from @extschema@.{table}{ours} limit 1");

@@ -1,13 +1,18 @@
 create function @extschema@.expect_access(internal) returns internal
 language c strict as 'MODULE_PATHNAME', 'expect_access';
 comment on function @extschema@.expect_access(internal) is
-'For the planner: most rows that a policy is asked about are the caller''s, and where to look for the others.';
+'For the planner: most rows that a policy is asked about are the caller''s.';
 comment on function @extschema@.readable_conversations(uuid) is
 'Ids among which are all conversations that the caller, named by his users.id, may read.';
 
+create function @extschema@.find_access(internal) returns internal
+language c strict as 'MODULE_PATHNAME', 'find_access';
+comment on function @extschema@.find_access(internal) is
+'For the planner: the same, and where to look for the rows of a query that names none.';
+
 create function @extschema@.has_conversation_access(conversation_id uuid, user_id uuid, level text)
 returns boolean
-language c stable parallel safe cost 20 support expect_access
+language c stable parallel safe cost 20 support find_access
 as 'MODULE_PATHNAME', 'has_conversation_access';
 create function @extschema@.has_conversation_access(
     conversation_id uuid,
@@ -18,15 +23,14 @@ create function @extschema@.has_conversation_access(
     visibility text,
     deleted_at timestamptz
 ) returns boolean
-language c stable parallel safe cost 10 support expect_access
+language c stable parallel safe cost 10 support find_access
 as 'MODULE_PATHNAME', 'has_conversation_access_by_row';
 comment on function @extschema@.has_conversation_access(uuid, uuid, text) is
 'Whether the caller, named by his users.id, may read, write or manage a conversation.';
 comment on function @extschema@.has_conversation_access(
     uuid, uuid, text, uuid, uuid, text, timestamptz
 ) is 'The same for a row of conversations at hand.';
-comment on function @extschema@.note_access(text, text) is
-'Notes which profile a role has, and returns the one that it had.';
+comment on function @extschema@.note_access(text, text) is 'Notes which profile a role has.';
 comment on function @extschema@.require_owner() is
 'Raises an error unless the caller owns the tables of the extension.';
 
@@ -95,7 +99,13 @@ as $$
 declare
     held record;
 begin
-    for held in select distinct p.relation from @extschema@.access_privileges() p loop
+    perform @extschema@.require_owner();
+    -- The owner of the tables keeps what he has.
+    for held in
+        select distinct p.relation from @extschema@.access_privileges() p
+        join pg_class c on c.oid = to_regclass(format('%s.%I', '@extschema@', p.relation))
+        join pg_roles r on r.rolname = revoke_all.role and r.oid <> c.relowner
+    loop
         execute format('revoke all on %s.%I from %I cascade', '@extschema@', held.relation, role);
     end loop;
 end;
@@ -126,11 +136,10 @@ begin
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'It acts for every tenant. Run ALTER ROLE ... BYPASSRLS as a superuser.';
     end if;
-    perform @extschema@.require_owner();
+    perform @extschema@.note_access(role, profile);
 
-    if @extschema@.note_access(role, profile) <> profile then
-        perform @extschema@.revoke_all(role);
-    end if;
+    -- Exactly the profile: another one, or the default privileges of a database, may have left more.
+    perform @extschema@.revoke_all(role);
     execute format('grant usage on schema %s to %I', '@extschema@', role);
     for privilege in
         select p.verbs, p.relation from @extschema@.access_privileges() p
@@ -141,14 +150,13 @@ begin
 end;
 $$;
 comment on function @extschema@.grant_access(text, text) is
-'Grants a role what a profile needs, in place of another profile: member for people behind row level security,
+'Grants a role what a profile needs, and takes back what else it holds on the tables: member for people behind row level security,
 service and syncer for programs, monitor for watching, anon for nothing yet.';
 
 create function @extschema@.revoke_access(role text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform @extschema@.require_owner();
     if role is null or not exists (select from pg_roles r where r.rolname = revoke_access.role) then
         raise exception 'role "%" does not exist', role
             using errcode = 'undefined_object', hint = 'Check the name.';

@@ -20,9 +20,20 @@ join pg_roles r on r.rolname = known.role_name
 where (r.rolbypassrls or known.profile in ('anon', 'member'))
 and not exists (select from @extschema@.access_profiles p where p.role_name = known.role_name);
 
--- A restore makes the tables anew, and the default privileges of the target open them. TRUNCATE
--- passes by every policy, foreign keys and triggers read rows, and whoever is bound by policies gets
--- columns to write, never whole tables: a table's UPDATE or DELETE is also the right to lock it.
+-- Each role that is listed gets what its profile says, also of tables that this version has brought,
+-- and nothing else: a restore makes the tables anew, and the default privileges of the target open them.
+select
+    case
+        when p.profile = 'none' then @extschema@.revoke_all(p.role_name)
+        else @extschema@.grant_access(p.role_name, p.profile)
+    end
+from @extschema@.access_profiles p
+join pg_roles r on r.rolname = p.role_name
+where r.rolsuper or r.rolbypassrls or p.profile not in ('service', 'syncer');
+
+-- Of the others, nobody gets what passes by policies: TRUNCATE does, foreign keys and triggers read rows,
+-- and whoever is bound by policies gets columns to write, never whole tables: a table's UPDATE or
+-- DELETE is also the right to lock it.
 do $$
 declare
     found record;
@@ -38,30 +49,28 @@ begin
                 )
                 from pg_attribute t
                 cross join aclexplode(t.attacl) k
-                where t.attrelid = c.oid and k.grantee = a.grantee
-                and k.privilege_type in ('SELECT', 'INSERT', 'UPDATE') and not shut.out
+                where t.attrelid = c.oid and k.grantee = a.grantee and a.grantee <> 0
+                and k.privilege_type in ('SELECT', 'INSERT', 'UPDATE')
             ) as columns
         from pg_class c
         cross join aclexplode(c.relacl) a
         left join pg_roles r on r.oid = a.grantee
-        left join @extschema@.access_profiles p on p.role_name = r.rolname
         cross join lateral (
             select case a.grantee when 0 then 'public' else quote_ident(r.rolname) end
         ) as g (grantee)
-        cross join lateral (select a.grantee = 0 or coalesce(p.profile in ('anon', 'none'), false)) as shut (out)
         where c.relnamespace = '@extschema@'::regnamespace and c.relname = any ('{@tables@}')
         and a.grantee <> c.relowner
         and (
-            shut.out
+            a.grantee = 0
             or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN')
             or (
-                not coalesce(r.rolsuper or r.rolbypassrls, false) and (
-                    a.privilege_type in ('INSERT', 'UPDATE')
-                    or (a.privilege_type = 'DELETE' and c.relname <> 'conversations')
-                )
+                a.privilege_type in ('INSERT', 'UPDATE', 'DELETE')
+                and not (r.rolsuper or r.rolbypassrls)
+                and not (a.privilege_type = 'DELETE' and c.relname = 'conversations')
+                and not exists (select from @extschema@.access_profiles p where p.role_name = r.rolname)
             )
         )
-        group by c.oid, a.grantee, g.grantee, shut.out
+        group by c.oid, a.grantee, g.grantee
     loop
         execute format('revoke %s on %s from %s cascade', found.verbs, found.relation, found.grantee);
         if found.columns is not null then
@@ -70,12 +79,6 @@ begin
     end loop;
 end;
 $$;
-
--- Tables that this version has brought are for those who were let in before, too.
-select @extschema@.grant_access(p.role_name, p.profile)
-from @extschema@.access_profiles p
-join pg_roles r on r.rolname = p.role_name
-where p.profile <> 'none' and (r.rolsuper or r.rolbypassrls or p.profile not in ('service', 'syncer'));
 
 comment on table @extschema@.access_profiles is
 'What grant_access was last asked to give each role; migrate() gives it again.';

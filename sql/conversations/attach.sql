@@ -39,10 +39,7 @@ using (
 
 drop policy if exists conversation_members_read on @extschema@.conversation_members;
 create policy conversation_members_read on @extschema@.conversation_members for select
-using (
-    tenant_id = (select @extschema@.current_tenant_id())
-    and @extschema@.has_conversation_access(conversation_id, (select @extschema@.current_user_id()), 'read')
-);
+using (@extschema@.has_conversation_access(conversation_id, (select @extschema@.current_user_id()), 'read'));
 
 create or replace trigger place_conversation
 before insert on @extschema@.conversations

@@ -33,7 +33,8 @@ begin
             done := true;
         exception
             when insufficient_privilege or invalid_schema_name or undefined_table or undefined_column
-            or undefined_function or undefined_object or wrong_object_type then
+            or undefined_function or undefined_object or wrong_object_type or unique_violation
+            or object_not_in_prerequisite_state then
                 done := false;
                 detail := sqlerrm;
                 raise notice '% skipped: %', part, detail;
@@ -62,12 +63,13 @@ begin
     elsif is_valid then
         return 'linked';
     end if;
-    select count(*) into strangers from @extschema@.users u
-    where u.auth_id is not null and not exists (select from auth.users a where a.id = u.auth_id);
-    if strangers > 0 then
+    begin
+        alter table @extschema@.users validate constraint users_auth_id_exists;
+    exception when foreign_key_violation then
+        select count(*) into strangers from @extschema@.users u
+        where u.auth_id is not null and not exists (select from auth.users a where a.id = u.auth_id);
         return format('linked; %s users are not in auth.users', strangers);
-    end if;
-    alter table @extschema@.users validate constraint users_auth_id_exists;
+    end;
     return 'linked';
 end;
 $$;
@@ -79,6 +81,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     made bigint;
+    open_to_all text;
 begin
     with made_now as (
         insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types)
@@ -93,7 +96,10 @@ begin
         returning 1
     )
     select count(*) into made from made_now;
-    return format('%s made, %s were there', made, 3 - made);
+    -- A public bucket is served without a question to any policy.
+    select string_agg(b.id, ', ') into open_to_all from storage.buckets b
+    where b.public and b.id in ('documents', 'user-files', 'generated-files');
+    return format('%s made, %s were there', made, 3 - made) || coalesce('; public: ' || open_to_all, '');
 end;
 $$;
 comment on function @extschema@.link_buckets() is
@@ -134,7 +140,8 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     if not exists (select from pg_publication p where p.pubname = 'supabase_realtime') then
-        raise exception 'publication "supabase_realtime" does not exist' using errcode = 'undefined_object';
+        raise exception 'publication "supabase_realtime" does not exist'
+            using errcode = 'undefined_object', hint = 'Create it, or call enable_realtime with another name.';
     end if;
     perform @extschema@.enable_realtime('supabase_realtime', include_chunks => true);
     return 'conversations, messages and message_chunks are published';
@@ -156,12 +163,20 @@ begin
             as v (role_name, profile)
         join pg_roles r on r.rolname = v.role_name
     loop
-        perform @extschema@.grant_access(known.role_name, known.profile);
-        let_in := let_in || format('%s as %s', known.role_name, known.profile);
+        -- Who was shut out on purpose stays out.
+        if exists (
+            select from @extschema@.access_profiles p
+            where p.role_name = known.role_name and p.profile = 'none'
+        ) then
+            let_in := let_in || format('%s shut out', known.role_name);
+        else
+            perform @extschema@.grant_access(known.role_name, known.profile);
+            let_in := let_in || format('%s as %s', known.role_name, known.profile);
+        end if;
     end loop;
     if let_in = '{}' then
         raise exception 'no role of the name anon, authenticated or service_role'
-            using errcode = 'undefined_object';
+            using errcode = 'undefined_object', hint = 'Call grant_access for the roles that there are.';
     end if;
     return array_to_string(let_in, ', ');
 end;

@@ -1,7 +1,7 @@
 //! Who may do what with a conversation. Policies, triggers and functions all ask here.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use pgrx::Uuid;
 use pgrx::datum::TimestampWithTimeZone;
@@ -97,6 +97,10 @@ fn membership(
 struct Answers {
     of: Option<(View, Uuid)>,
     levels: HashMap<Uuid, Level>,
+    /// How many conversations had to be looked up, and all that need to be, once that has become worth
+    /// finding out.
+    looked_up: usize,
+    readable: Option<HashSet<Uuid>>,
     /// The last answer, with the rows that it rests on: under another view it holds if they do.
     last: Option<Answer>,
 }
@@ -115,15 +119,23 @@ thread_local! {
 /// A statement over very many conversations starts its answers anew rather than keep them all.
 const MOST_ANSWERS: usize = 100_000;
 
+/// A statement over this many conversations is likely to meet many more that are not the caller's.
+const MANY: usize = 200;
+
 fn known(view: View, person: &Person, conversation: Uuid) -> Option<Level> {
     ANSWERS.with_borrow_mut(|answers| {
         let theirs = answers.of.is_some_and(|(of, id)| view.sees_what(&of) && id == person.id);
         if !theirs || answers.levels.len() > MOST_ANSWERS {
             answers.of = Some((view, person.id));
             answers.levels.clear();
+            answers.looked_up = 0;
+            answers.readable = None;
         }
         if let Some(level) = answers.levels.get(&conversation) {
             return Some(*level);
+        }
+        if answers.readable.as_ref().is_some_and(|all| !all.contains(&conversation)) {
+            return Some(Level::None);
         }
         let last = answers.last.as_ref()?;
         let same = last.conversation == conversation && last.person == *person;
@@ -134,11 +146,34 @@ fn known(view: View, person: &Person, conversation: Uuid) -> Option<Level> {
     })
 }
 
+/// Finds out once, for a statement over very many conversations, which it need not look up.
+fn learn_readable(person: &Person) -> Result<(), Error> {
+    let is_worth_it = |answers: &Answers| answers.looked_up == MANY && answers.readable.is_none();
+    // All of a tenant are an admin's.
+    if person.is_admin || !ANSWERS.with_borrow(is_worth_it) {
+        return Ok(());
+    }
+    let (own, others) = readable::by(person)?;
+    ANSWERS.with_borrow_mut(|answers| {
+        if own.len() + others.len() < MOST_ANSWERS {
+            answers.levels.extend(own.iter().map(|id| (*id, Level::Manage)));
+            answers.readable = Some(own.into_iter().chain(others).collect());
+        }
+    });
+    Ok(())
+}
+
 /// The caller's level in a conversation of which only the id is known.
 pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
     let view = View::now();
-    if let Some(level) = view.and_then(|view| known(view, person, conversation)) {
-        return Ok(level);
+    if let Some(view) = view {
+        if let Some(level) = known(view, person, conversation) {
+            return Ok(level);
+        }
+        learn_readable(person)?;
+        if let Some(level) = known(view, person, conversation) {
+            return Ok(level);
+        }
     }
     let keys = by_id(c"id", conversation)?;
     let mut rows = [None; 2];
@@ -165,6 +200,7 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
     if view.is_some() {
         ANSWERS.with_borrow_mut(|answers| {
             answers.levels.insert(conversation, level);
+            answers.looked_up += 1;
             answers.last =
                 is_placed.then_some(Answer { person: *person, conversation, level, rows });
         });

@@ -26,29 +26,49 @@ c_function!(
 );
 
 c_function!(
-    /// Tells the planner that most rows a policy is asked about are the caller's: queries name a
-    /// conversation or a user. The default guess of a third would drive it away from indexes that
-    /// bring rows in order. For those that name neither, see `readable`.
+    /// Tells the planner how many of the rows that a policy is asked about are the caller's.
     expect_access,
     pg_finfo_expect_access,
     advise
 );
 
+c_function!(
+    /// The same for functions that ask about a conversation; see `readable` for queries that name
+    /// nothing.
+    find_access,
+    pg_finfo_find_access,
+    advise_and_find
+);
+
 fn advise(call: FunctionCallInfo) -> Result<Datum, Error> {
-    let Some(request) = raw_argument(call, 0) else { return Ok(Datum::from(0)) };
+    Ok(answer(call, |_| None))
+}
+
+fn advise_and_find(call: FunctionCallInfo) -> Result<Datum, Error> {
+    // SAFETY: the planner's own request.
+    Ok(answer(call, |request| unsafe { readable::index_condition(request) }))
+}
+
+fn answer(
+    call: FunctionCallInfo,
+    index_condition: impl FnOnce(&pg_sys::SupportRequestIndexCondition) -> Option<*mut pg_sys::List>,
+) -> Datum {
+    let nothing = Datum::from(0);
+    let Some(request) = raw_argument(call, 0) else { return nothing };
     let node = request.cast_mut_ptr::<pg_sys::Node>();
     // SAFETY: the planner passes a node; its tag says which kind it is.
     unsafe {
         match (*node).type_ {
             pg_sys::NodeTag::T_SupportRequestSelectivity => {
-                (*node.cast::<pg_sys::SupportRequestSelectivity>()).selectivity = 0.95;
-                Ok(request)
+                let request = &mut *node.cast::<pg_sys::SupportRequestSelectivity>();
+                request.selectivity = readable::share(request);
+                Datum::from(node)
             }
             pg_sys::NodeTag::T_SupportRequestIndexCondition => {
                 let request = &*node.cast::<pg_sys::SupportRequestIndexCondition>();
-                Ok(readable::index_condition(request).map_or(Datum::from(0), Datum::from))
+                index_condition(request).map_or(nothing, Datum::from)
             }
-            _ => Ok(Datum::from(0)),
+            _ => nothing,
         }
     }
 }

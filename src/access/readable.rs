@@ -7,9 +7,8 @@ use pgrx::pg_sys::{self, Datum, List, Node, NodeTag, Oid};
 use pgrx::prelude::*;
 
 use crate::error::{Error, OrRaise};
-use crate::identity;
+use crate::identity::{self, Person};
 use crate::lookup::{each, key};
-use crate::plan::Row;
 
 /// At least the conversations that a user may read; none, unless he is the caller.
 #[pg_extern(stable, parallel_safe, strict, cost = 10000)]
@@ -18,23 +17,39 @@ fn readable_conversations(user_id: Uuid) -> Vec<Uuid> {
 }
 
 fn readable(user: Uuid) -> Result<Vec<Uuid>, Error> {
-    let mut found = Vec::new();
-    let Some(person) = identity::person()?.filter(|person| person.id == user) else {
-        return Ok(found);
-    };
-    let mut keep = |row: &Row, column| found.extend(row.named::<Uuid>(column));
+    match identity::person()?.filter(|person| person.id == user) {
+        Some(person) => {
+            let (mut own, others) = by(&person)?;
+            own.extend(others);
+            Ok(own)
+        }
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The conversations that are a person's own, and others among which are all that he may read.
+pub fn by(person: &Person) -> Result<(Vec<Uuid>, Vec<Uuid>), Error> {
+    let (mut own, mut others) = (Vec::new(), Vec::new());
     let tenant = key(c"tenant_id", person.tenant)?;
     let table = c"conversations";
     if person.is_admin {
-        each(table, c"idx_conversations_user_updated", tenant, |row| keep(row, c"id"))?;
-    } else {
-        let user = key(c"user_id", user)?;
-        each(table, c"idx_conversations_user", user, |row| keep(row, c"id"))?;
-        each(table, c"idx_conversations_tenant_visible", tenant, |row| keep(row, c"id"))?;
-        let members = c"conversation_members";
-        each(members, c"idx_conversation_members_user", user, |row| keep(row, c"conversation_id"))?;
+        let every = c"idx_conversations_user_updated";
+        each(table, every, tenant, |row| others.extend(row.named::<Uuid>(c"id")))?;
+        return Ok((own, others));
     }
-    Ok(found)
+    let user = key(c"user_id", person.id)?;
+    each(table, c"idx_conversations_user", user, |row| {
+        if row.named(c"tenant_id") == Some(person.tenant) {
+            own.extend(row.named::<Uuid>(c"id"));
+        }
+    })?;
+    let visible = c"idx_conversations_tenant_visible";
+    each(table, visible, tenant, |row| others.extend(row.named::<Uuid>(c"id")))?;
+    let joined = c"idx_conversation_members_user";
+    each(c"conversation_members", joined, user, |row| {
+        others.extend(row.named::<Uuid>(c"conversation_id"));
+    })?;
+    Ok((own, others))
 }
 
 /// What an index can make of `has_conversation_access(column, user, ...)`: the column is one of
@@ -52,7 +67,12 @@ pub unsafe fn index_condition(request: &pg_sys::SupportRequestIndexCondition) ->
         let index = &*request.index;
         let call = request.node.cast::<pg_sys::FuncExpr>();
         let is_call = (*request.node).type_ == NodeTag::T_FuncExpr;
-        if request.indexarg != 0 || request.indexcol != 0 || !is_call || is_narrowed(&*index.rel) {
+        if request.indexarg != 0
+            || request.indexcol != 0
+            || !is_call
+            || is_joined(&*index.rel)
+            || is_compared(&*index.rel)
+        {
             return None;
         }
         let strategy = pg_sys::BTEqualStrategyNumber as i16;
@@ -83,15 +103,52 @@ pub unsafe fn index_condition(request: &pg_sys::SupportRequestIndexCondition) ->
     }
 }
 
-/// Whether the query itself has a better way in than what the policy says: a join, or a comparison
-/// with the first column of an index, or with a later one where those before are known.
+/// Nearly all rows are the caller's where a query names a conversation or a user: the planner's own
+/// guess, a third, would drive it away from indexes that bring rows in order. Of the rows of a query
+/// that names nothing hardly any is.
+///
+/// # Safety
+///
+/// The request is one that the planner has made.
+pub unsafe fn share(request: &pg_sys::SupportRequestSelectivity) -> f64 {
+    const NAMED: f64 = 0.95;
+    const ALL: f64 = 0.002;
+    unsafe {
+        let rows = nth(request.args, 0).cast::<pg_sys::Var>();
+        if request.is_join || rows.is_null() || (*rows).xpr.type_ != NodeTag::T_Var {
+            return NAMED;
+        }
+        let (root, relation) = (&*request.root, (*rows).varno as usize);
+        if (*rows).varlevelsup > 0
+            || root.simple_rel_array.is_null()
+            || relation >= root.simple_rel_array_size as usize
+        {
+            return NAMED;
+        }
+        let rel = *root.simple_rel_array.add(relation);
+        if rel.is_null() {
+            return NAMED;
+        }
+        // What joins conversations has them narrowed; they themselves are where it begins.
+        let begins_here = (*request.args).length > 3;
+        let is_named = is_compared(&*rel) || (!begins_here && is_joined(&*rel));
+        if is_named { NAMED } else { ALL }
+    }
+}
+
+/// Whether rows are looked for by those of another relation.
+fn is_joined(rel: &pg_sys::RelOptInfo) -> bool {
+    rel.has_eclass_joins || !rel.joininfo.is_null()
+}
+
+/// Whether the query compares the first column of an index, or a later one where those before are
+/// known. What policies say comes before what the query says.
 ///
 /// # Safety
 ///
 /// The relation is one that is being planned.
-unsafe fn is_narrowed(rel: &pg_sys::RelOptInfo) -> bool {
+unsafe fn is_compared(rel: &pg_sys::RelOptInfo) -> bool {
     unsafe {
-        // What policies say comes before what the query says.
         let compared = |column, by_query: bool| {
             elements(rel.baserestrictinfo).any(|clause| {
                 let clause = &*clause.cast::<pg_sys::RestrictInfo>();
@@ -104,17 +161,15 @@ unsafe fn is_narrowed(rel: &pg_sys::RelOptInfo) -> bool {
                     && mentions(clause, rel.relid, column)
             })
         };
-        rel.has_eclass_joins
-            || !rel.joininfo.is_null()
-            || elements(rel.indexlist).any(|index| {
-                let index = &*index.cast::<pg_sys::IndexOptInfo>();
-                let is_usable = index.indpred.is_null() || index.predOK;
-                is_usable
-                    && (0..index.nkeycolumns as usize)
-                        .map(|n| *index.indexkeys.add(n))
-                        .take_while(|column| compared(*column, false))
-                        .any(|column| compared(column, true))
-            })
+        elements(rel.indexlist).any(|index| {
+            let index = &*index.cast::<pg_sys::IndexOptInfo>();
+            let is_usable = index.indpred.is_null() || index.predOK;
+            is_usable
+                && (0..index.nkeycolumns as usize)
+                    .map(|n| *index.indexkeys.add(n))
+                    .take_while(|column| compared(*column, false))
+                    .any(|column| compared(column, true))
+        })
     }
 }
 

@@ -1,6 +1,8 @@
 //! Who else is in a conversation: all changes of that, one after another.
 
 use pgrx::Uuid;
+use std::ffi::CStr;
+
 use pgrx::pg_sys::{Datum, FunctionCallInfo};
 use pgrx::prelude::*;
 
@@ -62,6 +64,14 @@ static HAND_OVER: Statement = Statement {
     types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
 };
 
+/// Table, privilege and columns.
+type Privilege = (&'static CStr, u32, &'static [&'static CStr]);
+
+/// What whoever is bound by policies needs: to share is to change whom a conversation is visible to.
+const SHARE: Privilege = (c"conversations", pg_sys::ACL_UPDATE, &[c"visibility"]);
+
+const MEMBERS: &CStr = c"conversation_members";
+
 /// A conversation whose row the caller has locked, so that its members stay as they are.
 struct Held {
     id: Uuid,
@@ -73,13 +83,17 @@ impl Held {
     /// For somebody who may change its members; for one who only leaves it, `leaving` is himself.
     /// Rights are asked before the lock, or a stranger would stand in the way, and again under it,
     /// for they may have been taken while he waited.
-    fn claim(id: Uuid, leaving: Option<Uuid>) -> Result<Self, Error> {
-        require_privilege(c"conversations", pg_sys::ACL_UPDATE, &[c"visibility"])?;
+    fn claim(id: Uuid, leaving: Option<Uuid>, needs: &Privilege) -> Result<Self, Error> {
         // SAFETY: raises an error where nothing may be written.
         unsafe { pg_sys::PreventCommandIfReadOnly(c"a change of members".as_ptr()) };
         let restricted = is_restricted(plan::our_table(c"conversation_members")?);
         if restricted {
+            let (table, privilege, columns) = SHARE;
+            require_privilege(table, privilege, columns)?;
             may_change(id, leaving)?;
+        } else {
+            let (table, privilege, columns) = *needs;
+            require_privilege(table, privilege, columns)?;
         }
         let held = as_owner(&[c"conversations"], || {
             LOCK.run(&[arg(id)], |row| Some(Self { id, tenant: row.get(1)?, owner: row.get(2) }))
@@ -155,7 +169,8 @@ fn add(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
-    let held = Held::claim(conversation, None)?;
+    let held =
+        Held::claim(conversation, None, &(MEMBERS, pg_sys::ACL_INSERT, &[c"user_id", c"role"]))?;
     with_rights(|| {
         held.require_colleague(user)?;
         Ok(held.owner != Some(user)
@@ -172,7 +187,7 @@ fn change(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
-    let held = Held::claim(conversation, None)?;
+    let held = Held::claim(conversation, None, &(MEMBERS, pg_sys::ACL_UPDATE, &[c"role"]))?;
     with_rights(|| {
         let before = held.role_of(user)?.ok_or(Error::NoSuchMember { user, conversation })?;
         if before == role {
@@ -197,7 +212,7 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
         Some(user) => user,
         None => identity::person()?.map(|person| person.id).ok_or(Error::NotSignedIn)?,
     };
-    let held = Held::claim(conversation, Some(user))?;
+    let held = Held::claim(conversation, Some(user), &(MEMBERS, pg_sys::ACL_DELETE, &[]))?;
     with_rights(|| {
         held.keep_an_owner(user)?;
         Ok(REMOVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some())
@@ -212,7 +227,8 @@ c_function!(
 fn transfer(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
-    let held = Held::claim(conversation, None)?;
+    let held =
+        Held::claim(conversation, None, &(c"conversations", pg_sys::ACL_UPDATE, &[c"user_id"]))?;
     with_rights(|| {
         held.require_colleague(user)?;
         if held.owner == Some(user) {
@@ -247,7 +263,7 @@ static PEOPLE: Statement = Statement {
 type Member = (Uuid, Option<String>, String, TimestampWithTimeZone);
 
 /// Who is in a conversation, for whoever reads it.
-#[pg_extern(stable, strict)]
+#[pg_extern(stable, parallel_safe, strict)]
 fn list_members(
     conversation_id: Uuid,
 ) -> TableIterator<
