@@ -69,6 +69,7 @@ pub unsafe fn index_condition(request: &pg_sys::SupportRequestIndexCondition) ->
         let is_call = (*request.node).type_ == NodeTag::T_FuncExpr;
         if request.indexarg != 0
             || request.indexcol != 0
+            || index.relam != pg_sys::BTREE_AM_OID
             || !is_call
             || is_joined(&*index.rel)
             || is_compared(&*index.rel)
@@ -80,7 +81,10 @@ pub unsafe fn index_condition(request: &pg_sys::SupportRequestIndexCondition) ->
         let equal = pg_sys::get_opfamily_member(request.opfamily, uuid, uuid, strategy);
         let (of_column, user) = (nth((*call).args, 0), nth((*call).args, 1));
         let opcode = pg_sys::get_opcode(equal);
-        if opcode != Oid::from(pg_sys::F_UUID_EQ) || pg_sys::contain_var_clause(user) {
+        if opcode != Oid::from(pg_sys::F_UUID_EQ)
+            || pg_sys::contain_var_clause(user)
+            || pg_sys::contain_volatile_functions(user)
+        {
             return None;
         }
         let array = pg_sys::makeFuncExpr(
