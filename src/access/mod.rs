@@ -122,19 +122,30 @@ const MOST_ANSWERS: usize = 100_000;
 /// A statement over this many conversations is likely to meet many more that are not the caller's.
 const MANY: usize = 200;
 
+impl Answers {
+    /// Forgets what was answered to somebody else or under another view.
+    fn renew(&mut self, view: View, person: &Person) {
+        let theirs = self.of.is_some_and(|(of, id)| view.sees_what(&of) && id == person.id);
+        if !theirs || self.levels.len() > MOST_ANSWERS {
+            self.of = Some((view, person.id));
+            self.levels.clear();
+            self.looked_up = 0;
+            self.readable = None;
+        }
+    }
+
+    fn excludes(&self, conversation: Uuid) -> bool {
+        self.readable.as_ref().is_some_and(|all| !all.contains(&conversation))
+    }
+}
+
 fn known(view: View, person: &Person, conversation: Uuid) -> Option<Level> {
     ANSWERS.with_borrow_mut(|answers| {
-        let theirs = answers.of.is_some_and(|(of, id)| view.sees_what(&of) && id == person.id);
-        if !theirs || answers.levels.len() > MOST_ANSWERS {
-            answers.of = Some((view, person.id));
-            answers.levels.clear();
-            answers.looked_up = 0;
-            answers.readable = None;
-        }
+        answers.renew(view, person);
         if let Some(level) = answers.levels.get(&conversation) {
             return Some(*level);
         }
-        if answers.readable.as_ref().is_some_and(|all| !all.contains(&conversation)) {
+        if answers.excludes(conversation) {
             return Some(Level::None);
         }
         let last = answers.last.as_ref()?;
@@ -148,9 +159,12 @@ fn known(view: View, person: &Person, conversation: Uuid) -> Option<Level> {
 
 /// Finds out once, for a statement over very many conversations, which it need not look up.
 fn learn_readable(person: &Person) -> Result<(), Error> {
-    let is_worth_it = |answers: &Answers| answers.looked_up == MANY && answers.readable.is_none();
+    let is_time = ANSWERS.with_borrow_mut(|answers| {
+        answers.looked_up += 1;
+        answers.looked_up == MANY
+    });
     // All of a tenant are an admin's.
-    if person.is_admin || !ANSWERS.with_borrow(is_worth_it) {
+    if person.is_admin || !is_time {
         return Ok(());
     }
     let (own, others) = readable::by(person)?;
@@ -163,17 +177,20 @@ fn learn_readable(person: &Person) -> Result<(), Error> {
     Ok(())
 }
 
+/// An answer without a look at the conversation.
+fn answer(conversation: Uuid, person: &Person) -> Result<Option<Level>, Error> {
+    let Some(view) = View::now() else { return Ok(None) };
+    if let Some(level) = known(view, person, conversation) {
+        return Ok(Some(level));
+    }
+    learn_readable(person)?;
+    Ok(known(view, person, conversation))
+}
+
 /// The caller's level in a conversation of which only the id is known.
 pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
-    let view = View::now();
-    if let Some(view) = view {
-        if let Some(level) = known(view, person, conversation) {
-            return Ok(level);
-        }
-        learn_readable(person)?;
-        if let Some(level) = known(view, person, conversation) {
-            return Ok(level);
-        }
+    if let Some(level) = answer(conversation, person)? {
+        return Ok(level);
     }
     let keys = by_id(c"id", conversation)?;
     let mut rows = [None; 2];
@@ -197,15 +214,29 @@ pub fn level_in(conversation: Uuid, person: &Person) -> Result<Level, Error> {
             })
         })?;
     let level = found.unwrap_or(Ok(Level::None))?;
-    if view.is_some() {
+    if View::now().is_some() {
         ANSWERS.with_borrow_mut(|answers| {
             answers.levels.insert(conversation, level);
-            answers.looked_up += 1;
             answers.last =
                 is_placed.then_some(Answer { person: *person, conversation, level, rows });
         });
     }
     Ok(level)
+}
+
+/// The caller's level in a conversation of which the row is at hand: it may be one that is about to be
+/// written, so that no answer about what is there counts, only who its members are.
+fn level_of(id: Uuid, row: &Conversation, person: &Person) -> Result<Level, Error> {
+    level(person, row, || {
+        if let Some(view) = View::now() {
+            ANSWERS.with_borrow_mut(|answers| answers.renew(view, person));
+            learn_readable(person)?;
+            if ANSWERS.with_borrow(|answers| answers.excludes(id)) {
+                return Ok(Level::None);
+            }
+        }
+        membership(id, person, &mut None)
+    })
 }
 
 /// Whether the caller, if anybody, has this level in a conversation.

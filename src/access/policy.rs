@@ -3,7 +3,7 @@
 use pgrx::Uuid;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
-use super::{Conversation, Level, level, level_in, membership, readable};
+use super::{Conversation, Level, level_in, level_of, readable};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument, scratch};
 use crate::identity::{self, Person};
@@ -132,7 +132,6 @@ fn access_by_row(call: FunctionCallInfo) -> Result<Datum, Error> {
             deleted: raw_argument(call, 6).is_some(),
         }
     };
-    let level =
-        level(&person, &conversation, || membership(question.conversation, &person, &mut None))?;
+    let level = level_of(question.conversation, &conversation, &person)?;
     Ok((level >= question.wanted).into())
 }
