@@ -21,6 +21,7 @@ mod owner;
 mod plan;
 mod settings;
 mod streaming;
+mod supabase;
 mod trigger;
 mod view;
 
@@ -48,7 +49,6 @@ extension_sql_file!(
     requires = [
         access::privileges::note_access,
         access::privileges::require_owner,
-        access::readable::readable_conversations,
         conversations::members::list_members,
         doctor::doctor,
         identity::current_tenant_id,
@@ -61,6 +61,7 @@ extension_sql_file!(
         install::migrate,
         install::rollback_to,
         install::uninstall,
+        supabase::link_supabase,
     ]
 );
 extension_sql_file!("../sql/identity/api.sql", name = "identity_api", requires = ["frame_api"]);

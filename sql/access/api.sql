@@ -2,13 +2,21 @@ create function @extschema@.expect_access(internal) returns internal
 language c strict as 'MODULE_PATHNAME', 'expect_access';
 comment on function @extschema@.expect_access(internal) is
 'For the planner: most rows that a policy is asked about are the caller''s.';
-comment on function @extschema@.readable_conversations(uuid) is
-'Ids among which are all conversations that the caller, named by his users.id, may read.';
 
 create function @extschema@.find_access(internal) returns internal
 language c strict as 'MODULE_PATHNAME', 'find_access';
 comment on function @extschema@.find_access(internal) is
 'For the planner: the same, and where to look for the rows of a query that names none.';
+
+create function @extschema@.expect_list(internal) returns internal
+language c strict as 'MODULE_PATHNAME', 'expect_list';
+comment on function @extschema@.expect_list(internal) is 'For the planner: what a list of conversations costs.';
+
+create function @extschema@.readable_conversations(user_id uuid) returns uuid []
+language c stable strict parallel safe support expect_list
+as 'MODULE_PATHNAME', 'readable_conversations';
+comment on function @extschema@.readable_conversations(uuid) is
+'Ids among which are all conversations that the caller, named by his users.id, may read.';
 
 create function @extschema@.has_conversation_access(conversation_id uuid, user_id uuid, level text)
 returns boolean

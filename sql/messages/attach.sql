@@ -16,7 +16,7 @@ create policy messages_update on @extschema@.messages for update
 using (
     author_id = (select @extschema@.current_user_id())
     and role = 'user'
-    and status not in ('pending', 'streaming')
+    and status not in ('pending', 'streaming', 'interrupted')
     and (select @extschema@.may_edit_messages())
     and @extschema@.has_conversation_access(conversation_id, (select @extschema@.current_user_id()), 'write')
 );
@@ -45,8 +45,7 @@ create or replace trigger keep_revision
 before update of content, parts on @extschema@.messages
 for each row when (
     (new.content is distinct from old.content or new.parts is distinct from old.parts)
-    and new.status = old.status
-    and old.status not in ('pending', 'streaming')
+    and old.status not in ('pending', 'streaming', 'interrupted')
     and (old.content <> '' or old.parts is not null)
 )
 execute function @extschema@.keep_revision();

@@ -11,15 +11,18 @@ end;
 $$;
 comment on function @extschema@.deactivate_user() is 'Trigger: locks a user out who has lost his login.';
 
+comment on function @extschema@.link_supabase() is
+'Joins the tables to a Supabase-style deployment: users, buckets, storage policies, realtime and roles. Can be called
+at any time, and says what it did.';
+
 -- Each part is a statement or two that may be refused; the others go on.
-create function @extschema@.link_supabase() returns table (part text, done boolean, detail text)
+create function @extschema@.link_parts() returns table (part text, done boolean, detail text)
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
     wanted text;
 begin
-    perform @extschema@.require_owner();
     foreach wanted in array array['auth users', 'buckets', 'storage policies', 'realtime', 'grants'] loop
         part := wanted;
         begin
@@ -37,15 +40,13 @@ begin
             or object_not_in_prerequisite_state then
                 done := false;
                 detail := sqlerrm;
-                raise notice '% skipped: %', part, detail;
         end;
         return next;
     end loop;
 end;
 $$;
-comment on function @extschema@.link_supabase() is
-'Joins the tables to a Supabase-style deployment: users, buckets, storage policies, realtime and roles. Can be called
-at any time, and says what it did.';
+comment on function @extschema@.link_parts() is
+'What link_supabase does, with the rights of whoever calls it.';
 
 create function @extschema@.link_auth_users() returns text
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -55,7 +56,7 @@ declare
     is_valid boolean;
 begin
     select c.convalidated into is_valid from pg_constraint c
-    where c.conrelid = '@extschema@.users'::regclass and c.conname = 'users_auth_id_exists';
+    where c.conrelid = '@extschema@.users'::regclass and c.conname = 'users_auth_id_exists' and c.contype = 'f';
     if is_valid is null then
         -- Not valid at first: what is there may be from before, and must not stop what comes.
         alter table @extschema@.users add constraint users_auth_id_exists

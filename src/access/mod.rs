@@ -11,6 +11,7 @@ use crate::identity::{self, Person};
 use crate::lookup::{self, Place, by_id, key};
 use crate::view::{View, still_holds};
 
+mod planner;
 mod policy;
 mod privileges;
 mod readable;

@@ -1,9 +1,9 @@
 //! What policies ask: whether the caller may do something with the conversation of a row.
 
 use pgrx::Uuid;
-use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+use pgrx::pg_sys::{Datum, FunctionCallInfo};
 
-use super::{Conversation, Level, level_in, level_of, readable};
+use super::{Conversation, Level, level_in, level_of};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument, scratch};
 use crate::identity::{self, Person};
@@ -24,54 +24,6 @@ c_function!(
     pg_finfo_has_conversation_access_by_row,
     access_by_row
 );
-
-c_function!(
-    /// Tells the planner how many of the rows that a policy is asked about are the caller's.
-    expect_access,
-    pg_finfo_expect_access,
-    advise
-);
-
-c_function!(
-    /// The same for functions that ask about a conversation; see `readable` for queries that name
-    /// nothing.
-    find_access,
-    pg_finfo_find_access,
-    advise_and_find
-);
-
-fn advise(call: FunctionCallInfo) -> Result<Datum, Error> {
-    Ok(answer(call, |_| None))
-}
-
-fn advise_and_find(call: FunctionCallInfo) -> Result<Datum, Error> {
-    // SAFETY: the planner's own request.
-    Ok(answer(call, |request| unsafe { readable::index_condition(request) }))
-}
-
-fn answer(
-    call: FunctionCallInfo,
-    index_condition: impl FnOnce(&pg_sys::SupportRequestIndexCondition) -> Option<*mut pg_sys::List>,
-) -> Datum {
-    let nothing = Datum::from(0);
-    let Some(request) = raw_argument(call, 0) else { return nothing };
-    let node = request.cast_mut_ptr::<pg_sys::Node>();
-    // SAFETY: the planner passes a node; its tag says which kind it is.
-    unsafe {
-        match (*node).type_ {
-            pg_sys::NodeTag::T_SupportRequestSelectivity => {
-                let request = &mut *node.cast::<pg_sys::SupportRequestSelectivity>();
-                request.selectivity = readable::share(request);
-                Datum::from(node)
-            }
-            pg_sys::NodeTag::T_SupportRequestIndexCondition => {
-                let request = &*node.cast::<pg_sys::SupportRequestIndexCondition>();
-                index_condition(request).map_or(nothing, Datum::from)
-            }
-            _ => nothing,
-        }
-    }
-}
 
 /// The question both begin with; `None` where an argument is null.
 struct Question {

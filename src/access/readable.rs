@@ -1,231 +1,104 @@
-//! Questions that name no conversation, like `select count(*) from messages`: the planner is told
-//! that whoever passes the policy has the conversation among those that he may read, and goes
-//! through an index with them instead of through the whole table.
+//! The conversations that the caller may read, as a list: for statements over very many, and for
+//! queries that name none.
 
-use pgrx::Uuid;
-use pgrx::pg_sys::{self, Datum, List, Node, NodeTag, Oid};
-use pgrx::prelude::*;
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+use pgrx::{IntoDatum, Uuid};
 
-use crate::error::{Error, OrRaise};
+use crate::error::Error;
+use crate::function::{argument, c_function};
 use crate::identity::{self, Person};
 use crate::lookup::{each, key};
+use crate::plan::{self, Row};
 
-/// At least the conversations that a user may read; none, unless he is the caller.
-#[pg_extern(stable, parallel_safe, strict, cost = 10000)]
-fn readable_conversations(user_id: Uuid) -> Vec<Uuid> {
-    readable(user_id).or_raise()
-}
+c_function!(
+    /// At least the conversations that a user may read; none, unless he is the caller.
+    readable_conversations,
+    pg_finfo_readable_conversations,
+    readable
+);
 
-fn readable(user: Uuid) -> Result<Vec<Uuid>, Error> {
-    match identity::person()?.filter(|person| person.id == user) {
-        Some(person) => {
-            let (mut own, others) = by(&person)?;
-            own.extend(others);
-            Ok(own)
-        }
-        None => Ok(Vec::new()),
-    }
+fn readable(call: FunctionCallInfo) -> Result<Datum, Error> {
+    // SAFETY: declared as (uuid), and strict.
+    let user: Option<Uuid> = unsafe { argument(call, 0) };
+    let (mut all, others) = match identity::person()?.filter(|person| Some(person.id) == user) {
+        Some(person) => by(&person)?,
+        None => (Vec::new(), Vec::new()),
+    };
+    all.extend(others);
+    Ok(all.into_datum().unwrap_or(Datum::from(0)))
 }
 
 /// The conversations that are a person's own, and others among which are all that he may read.
 pub fn by(person: &Person) -> Result<(Vec<Uuid>, Vec<Uuid>), Error> {
     let (mut own, mut others) = (Vec::new(), Vec::new());
-    let tenant = key(c"tenant_id", person.tenant)?;
-    let table = c"conversations";
-    if person.is_admin {
-        let every = c"idx_conversations_user_updated";
-        each(table, every, tenant, |row| others.extend(row.named::<Uuid>(c"id")))?;
-        return Ok((own, others));
-    }
-    let user = key(c"user_id", person.id)?;
-    each(table, c"idx_conversations_user", user, |row| {
-        if row.named(c"tenant_id") == Some(person.tenant) {
-            own.extend(row.named::<Uuid>(c"id"));
+    walk(person, |conversation, is_own| {
+        if is_own {
+            own.push(conversation)
+        } else {
+            others.push(conversation)
         }
-    })?;
-    let visible = c"idx_conversations_tenant_visible";
-    each(table, visible, tenant, |row| others.extend(row.named::<Uuid>(c"id")))?;
-    let joined = c"idx_conversation_members_user";
-    each(c"conversation_members", joined, user, |row| {
-        others.extend(row.named::<Uuid>(c"conversation_id"));
+        true
     })?;
     Ok((own, others))
 }
 
-/// What an index can make of `has_conversation_access(column, user, ...)`: the column is one of
-/// `readable_conversations(user)`. The condition lets more through than the policy, which is asked
-/// again for each row.
-///
-/// Only where the query has no way in of its own: it would compute the list for nothing, and for the
-/// inner side of a join once a row.
-///
-/// # Safety
-///
-/// The request is one that the planner has made.
-pub unsafe fn index_condition(request: &pg_sys::SupportRequestIndexCondition) -> Option<*mut List> {
-    unsafe {
-        let index = &*request.index;
-        let call = request.node.cast::<pg_sys::FuncExpr>();
-        let is_call = (*request.node).type_ == NodeTag::T_FuncExpr;
-        if request.indexarg != 0
-            || request.indexcol != 0
-            || index.relam != pg_sys::BTREE_AM_OID
-            || !is_call
-            || is_joined(&*index.rel)
-            || is_compared(&*index.rel)
-        {
-            return None;
-        }
-        let strategy = pg_sys::BTEqualStrategyNumber as i16;
-        let uuid = pg_sys::UUIDOID;
-        let equal = pg_sys::get_opfamily_member(request.opfamily, uuid, uuid, strategy);
-        let (of_column, user) = (nth((*call).args, 0), nth((*call).args, 1));
-        let opcode = pg_sys::get_opcode(equal);
-        if opcode != Oid::from(pg_sys::F_UUID_EQ)
-            || pg_sys::contain_var_clause(user)
-            || pg_sys::contain_volatile_functions(user)
-        {
-            return None;
-        }
-        let array = pg_sys::makeFuncExpr(
-            sibling(request.funcid)?,
-            pg_sys::UUIDARRAYOID,
-            list_of([user]),
-            Oid::INVALID,
-            Oid::INVALID,
-            pg_sys::CoercionForm::COERCE_EXPLICIT_CALL,
-        );
-        let condition = pg_sys::palloc0(size_of::<pg_sys::ScalarArrayOpExpr>())
-            .cast::<pg_sys::ScalarArrayOpExpr>();
-        (*condition).xpr.type_ = NodeTag::T_ScalarArrayOpExpr;
-        (*condition).opno = equal;
-        (*condition).opfuncid = opcode;
-        (*condition).useOr = true;
-        (*condition).args = list_of([of_column, array.cast()]);
-        (*condition).location = -1;
-        Some(list_of([condition.cast()]))
+/// Goes through them until `next` has enough. All of a tenant are an admin's; he owns no more of them
+/// than of the others.
+fn walk(person: &Person, mut next: impl FnMut(Uuid, bool) -> bool) -> Result<(), Error> {
+    let conversations = c"conversations";
+    let (tenant, user) = (key(c"tenant_id", person.tenant)?, key(c"user_id", person.id)?);
+    let mut pass = |row: &Row, column, is_own| match row.named::<Uuid>(column) {
+        Some(id) => next(id, is_own),
+        None => true,
+    };
+    if person.is_admin {
+        let every = c"idx_conversations_user_updated";
+        return each(conversations, every, tenant, |row| pass(row, c"id", false));
     }
+    each(conversations, c"idx_conversations_user", user, |row| {
+        pass(row, c"id", row.named(c"tenant_id") == Some(person.tenant))
+    })?;
+    let visible = c"idx_conversations_tenant_visible";
+    each(conversations, visible, tenant, |row| pass(row, c"id", false))?;
+    let joined = c"idx_conversation_members_user";
+    each(c"conversation_members", joined, user, |row| pass(row, c"conversation_id", false))
 }
 
-/// Nearly all rows are the caller's where a query names a conversation or a user: the planner's own
-/// guess, a third, would drive it away from indexes that bring rows in order. Of the rows of a query
-/// that names nothing hardly any is.
-///
-/// # Safety
-///
-/// The request is one that the planner has made.
-pub unsafe fn share(request: &pg_sys::SupportRequestSelectivity) -> f64 {
-    const NAMED: f64 = 0.95;
-    const ALL: f64 = 0.002;
-    unsafe {
-        let rows = nth(request.args, 0).cast::<pg_sys::Var>();
-        if request.is_join || rows.is_null() || (*rows).xpr.type_ != NodeTag::T_Var {
-            return NAMED;
+/// About how many conversations the caller may read, of how many there are: for the planner, who has no
+/// time to count many. A plan that is kept for another caller is right for him, too, if perhaps slower.
+pub fn guess() -> Result<(f64, f64), Error> {
+    const ENOUGH: usize = 1000;
+    const MANY: f64 = 10_000.0;
+    let all = count_of_all()?;
+    // SAFETY: reads backend-local state.
+    let may_look = unsafe { pg_sys::ActiveSnapshotSet() };
+    let readable = match identity::person()? {
+        Some(person) if person.is_admin => all * 0.2,
+        Some(person) if may_look => {
+            let mut found = 0;
+            walk(&person, |_, _| {
+                found += 1;
+                found < ENOUGH
+            })?;
+            if found < ENOUGH { found as f64 } else { MANY }
         }
-        let (root, relation) = (&*request.root, (*rows).varno as usize);
-        if (*rows).varlevelsup > 0
-            || root.simple_rel_array.is_null()
-            || relation >= root.simple_rel_array_size as usize
-        {
-            return NAMED;
+        _ => 0.0,
+    };
+    Ok((readable.max(1.0), all))
+}
+
+/// How many conversations there are, as far as the catalog knows; at least one.
+fn count_of_all() -> Result<f64, Error> {
+    let table = plan::our_table(c"conversations")?;
+    // SAFETY: a syscache look-up, released on the spot.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(table));
+        if tuple.is_null() {
+            return Err(Error::NotInstalled);
         }
-        let rel = *root.simple_rel_array.add(relation);
-        if rel.is_null() {
-            return NAMED;
-        }
-        // What joins conversations has them narrowed; they themselves are where it begins.
-        let begins_here = (*request.args).length > 3;
-        let is_named = is_compared(&*rel) || (!begins_here && is_joined(&*rel));
-        if is_named { NAMED } else { ALL }
+        let rows = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).reltuples;
+        pg_sys::ReleaseSysCache(tuple);
+        Ok(f64::from(rows.max(1.0)))
     }
-}
-
-/// Whether rows are looked for by those of another relation.
-fn is_joined(rel: &pg_sys::RelOptInfo) -> bool {
-    rel.has_eclass_joins || !rel.joininfo.is_null()
-}
-
-/// Whether the query compares the first column of an index, or a later one where those before are
-/// known. What policies say comes before what the query says.
-///
-/// # Safety
-///
-/// The relation is one that is being planned.
-unsafe fn is_compared(rel: &pg_sys::RelOptInfo) -> bool {
-    unsafe {
-        let compared = |column, by_query: bool| {
-            elements(rel.baserestrictinfo).any(|clause| {
-                let clause = &*clause.cast::<pg_sys::RestrictInfo>();
-                let is_of_query = clause.security_level > rel.baserestrict_min_security;
-                (is_of_query || !by_query)
-                    && matches!(
-                        (*clause.clause).type_,
-                        NodeTag::T_OpExpr | NodeTag::T_ScalarArrayOpExpr
-                    )
-                    && mentions(clause, rel.relid, column)
-            })
-        };
-        elements(rel.indexlist).any(|index| {
-            let index = &*index.cast::<pg_sys::IndexOptInfo>();
-            let is_usable = index.indpred.is_null() || index.predOK;
-            is_usable
-                && (0..index.nkeycolumns as usize)
-                    .map(|n| *index.indexkeys.add(n))
-                    .take_while(|column| compared(*column, false))
-                    .any(|column| compared(column, true))
-        })
-    }
-}
-
-/// # Safety
-///
-/// The clause is one of a query that is being planned.
-unsafe fn mentions(clause: &pg_sys::RestrictInfo, relation: pg_sys::Index, column: i32) -> bool {
-    unsafe {
-        let mut columns = std::ptr::null_mut();
-        pg_sys::pull_varattnos(clause.clause.cast(), relation, &mut columns);
-        pg_sys::bms_is_member(column - pg_sys::FirstLowInvalidHeapAttributeNumber, columns)
-    }
-}
-
-/// `readable_conversations`, which lives where the function of a policy does.
-///
-/// # Safety
-///
-/// A look-up in the cache of functions; never fails.
-unsafe fn sibling(function: Oid) -> Option<Oid> {
-    unsafe {
-        let uuid = pg_sys::UUIDOID;
-        let arguments = pg_sys::buildoidvector(&uuid, 1);
-        let found = pg_sys::GetSysCacheOid(
-            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
-            pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
-            Datum::from(c"readable_conversations".as_ptr()),
-            Datum::from(arguments),
-            Datum::from(pg_sys::get_func_namespace(function)),
-            Datum::from(0),
-        );
-        (found != Oid::INVALID).then_some(found)
-    }
-}
-
-/// # Safety
-///
-/// The list is one of nodes, and has that many.
-unsafe fn nth(list: *mut List, n: usize) -> *mut Node {
-    unsafe { (*(*list).elements.add(n)).ptr_value.cast() }
-}
-
-/// # Safety
-///
-/// The list, if there is one, is one of nodes and stays as it is.
-unsafe fn elements(list: *mut List) -> impl Iterator<Item = *mut Node> {
-    let length = if list.is_null() { 0 } else { unsafe { (*list).length as usize } };
-    (0..length).map(move |n| unsafe { nth(list, n) })
-}
-
-unsafe fn list_of<const N: usize>(nodes: [*mut Node; N]) -> *mut List {
-    nodes
-        .into_iter()
-        .fold(std::ptr::null_mut(), |list, node| unsafe { pg_sys::lappend(list, node.cast()) })
 }

@@ -34,6 +34,17 @@ static OTHER_OWNER: Statement = Statement {
     types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
 };
 
+/// The rows that foreign keys will lock, the owner's among them, before that of the conversation:
+/// whoever holds his own row must not hold up those who write there.
+static KEEP_USERS: Statement = Statement {
+    sql: "select true from @extschema@.users \
+          where id operator(pg_catalog.=) $2 \
+          or id operator(pg_catalog.=) (select user_id from @extschema@.conversations \
+                                        where id operator(pg_catalog.=) $1) \
+          for key share",
+    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
+};
+
 static IS_COLLEAGUE: Statement = Statement {
     sql: "select true from @extschema@.users \
           where id operator(pg_catalog.=) $1 and tenant_id operator(pg_catalog.=) $2 and is_active",
@@ -59,6 +70,14 @@ static REMOVE: Statement = Statement {
     types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
 };
 
+/// Of those who leave only owners matter to the others.
+static LEAVE: Statement = Statement {
+    sql: "delete from @extschema@.conversation_members \
+          where conversation_id operator(pg_catalog.=) $1 and user_id operator(pg_catalog.=) $2 \
+          and role operator(pg_catalog.<>) 'owner' returning true",
+    types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
+};
+
 static HAND_OVER: Statement = Statement {
     sql: "update @extschema@.conversations set user_id = $2 where id operator(pg_catalog.=) $1",
     types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
@@ -80,27 +99,20 @@ struct Held {
 }
 
 impl Held {
-    /// For somebody who may change its members; for one who only leaves it, `leaving` is himself.
-    /// Rights are asked before the lock, or a stranger would stand in the way, and again under it,
-    /// for they may have been taken while he waited.
-    fn claim(id: Uuid, leaving: Option<Uuid>, needs: &Privilege) -> Result<Self, Error> {
-        // SAFETY: raises an error where nothing may be written.
-        unsafe { pg_sys::PreventCommandIfReadOnly(c"a change of members".as_ptr()) };
-        let restricted = is_restricted(plan::our_table(c"conversation_members")?);
+    /// For somebody who may change its members. Rights are asked before the lock, or a stranger would
+    /// stand in the way, and again under it, for they may have been taken while he waited.
+    fn claim(id: Uuid, user: Uuid, needs: &Privilege) -> Result<Self, Error> {
+        let restricted = may_share(needs)?;
         if restricted {
-            let (table, privilege, columns) = SHARE;
-            require_privilege(table, privilege, columns)?;
-            may_change(id, leaving)?;
-        } else {
-            let (table, privilege, columns) = *needs;
-            require_privilege(table, privilege, columns)?;
+            may_manage(id)?;
         }
-        let held = as_owner(&[c"conversations"], || {
+        let held = as_owner(&[c"conversations", c"users"], || {
+            KEEP_USERS.run(&[arg(id), arg(user)], |_| ())?;
             LOCK.run(&[arg(id)], |row| Some(Self { id, tenant: row.get(1)?, owner: row.get(2) }))
         })?;
         let held = held.flatten().ok_or(Error::NoSuchConversation(id))?;
         if restricted {
-            now(|| may_change(id, leaving))?;
+            now(|| may_manage(id))?;
         }
         Ok(held)
     }
@@ -128,15 +140,30 @@ impl Held {
     }
 }
 
-fn may_change(conversation: Uuid, leaving: Option<Uuid>) -> Result<(), Error> {
-    let Some(caller) = identity::person()? else {
-        return Err(Error::NoSuchConversation(conversation));
+/// Whether the caller is bound by row level security; whoever is not needs what a statement would.
+fn may_share(needs: &Privilege) -> Result<bool, Error> {
+    // SAFETY: raises an error where nothing may be written.
+    unsafe { pg_sys::PreventCommandIfReadOnly(c"a change of members".as_ptr()) };
+    let restricted = is_restricted(plan::our_table(MEMBERS)?);
+    let (table, privilege, columns) = if restricted { SHARE } else { *needs };
+    require_privilege(table, privilege, columns)?;
+    Ok(restricted)
+}
+
+/// The caller's level, if he may know of the conversation at all.
+fn level(conversation: Uuid) -> Result<Level, Error> {
+    let level = match identity::person()? {
+        Some(caller) => level_in(conversation, &caller)?,
+        None => Level::None,
     };
-    match level_in(conversation, &caller)? {
-        Level::None => Err(Error::NoSuchConversation(conversation)),
-        Level::Manage => Ok(()),
-        _ if leaving == Some(caller.id) => Ok(()),
-        _ => Err(Error::NotManager(conversation)),
+    if level == Level::None { Err(Error::NoSuchConversation(conversation)) } else { Ok(level) }
+}
+
+fn may_manage(conversation: Uuid) -> Result<(), Error> {
+    if level(conversation)? == Level::Manage {
+        Ok(())
+    } else {
+        Err(Error::NotManager(conversation))
     }
 }
 
@@ -170,7 +197,7 @@ fn add(call: FunctionCallInfo) -> Result<Datum, Error> {
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
     let held =
-        Held::claim(conversation, None, &(MEMBERS, pg_sys::ACL_INSERT, &[c"user_id", c"role"]))?;
+        Held::claim(conversation, user, &(MEMBERS, pg_sys::ACL_INSERT, &[c"user_id", c"role"]))?;
     with_rights(|| {
         held.require_colleague(user)?;
         Ok(held.owner != Some(user)
@@ -187,7 +214,7 @@ fn change(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
-    let held = Held::claim(conversation, None, &(MEMBERS, pg_sys::ACL_UPDATE, &[c"role"]))?;
+    let held = Held::claim(conversation, user, &(MEMBERS, pg_sys::ACL_UPDATE, &[c"role"]))?;
     with_rights(|| {
         let before = held.role_of(user)?.ok_or(Error::NoSuchMember { user, conversation })?;
         if before == role {
@@ -212,7 +239,14 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
         Some(user) => user,
         None => identity::person()?.map(|person| person.id).ok_or(Error::NotSignedIn)?,
     };
-    let held = Held::claim(conversation, Some(user), &(MEMBERS, pg_sys::ACL_DELETE, &[]))?;
+    let needs = (MEMBERS, pg_sys::ACL_DELETE, [].as_slice());
+    let is_me = identity::person()?.is_some_and(|person| person.id == user);
+    if is_me && may_share(&needs)? && level(conversation)? < Level::Manage {
+        return with_rights(|| {
+            Ok(LEAVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some())
+        });
+    }
+    let held = Held::claim(conversation, user, &needs)?;
     with_rights(|| {
         held.keep_an_owner(user)?;
         Ok(REMOVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some())
@@ -228,7 +262,7 @@ fn transfer(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
     let held =
-        Held::claim(conversation, None, &(c"conversations", pg_sys::ACL_UPDATE, &[c"user_id"]))?;
+        Held::claim(conversation, user, &(c"conversations", pg_sys::ACL_UPDATE, &[c"user_id"]))?;
     with_rights(|| {
         held.require_colleague(user)?;
         if held.owner == Some(user) {

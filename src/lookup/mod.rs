@@ -55,12 +55,13 @@ pub fn find_placed<T>(
     scan(table, index, keys, snapshot, |_, row, place| row.map(|row| read(row, place)))
 }
 
-/// All rows that the running command sees under a key, by an index that begins with that column.
+/// The rows that the running command sees under a key, by an index that begins with that column, as
+/// long as `read` wants more.
 pub fn each(
     table: &'static CStr,
     index: &'static CStr,
     key: Key,
-    mut read: impl FnMut(&Row),
+    mut read: impl FnMut(&Row) -> bool,
 ) -> Result<(), Error> {
     // SAFETY: see scan(); the snapshot is that of the running command.
     unsafe {
@@ -70,10 +71,9 @@ pub fn each(
         let scan = begin(relation, &mut path, snapshot, 1);
         loop {
             let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
+            if tuple.is_null() || !read(&Row { tuple, desc: (*relation).rd_att }) {
                 break;
             }
-            read(&Row { tuple, desc: (*relation).rd_att });
         }
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, plan::READ_LOCK);

@@ -26,6 +26,7 @@ static EDIT: Statement = Statement {
     sql: "update @extschema@.messages set content = $2, parts = coalesce($3, parts) \
           where id operator(pg_catalog.=) $1 \
           and status operator(pg_catalog.<>) 'pending' and status operator(pg_catalog.<>) 'streaming' \
+          and status operator(pg_catalog.<>) 'interrupted' \
           returning true",
     types: &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::JSONBOID],
 };
@@ -65,9 +66,10 @@ fn edit(call: FunctionCallInfo) -> Result<Datum, Error> {
     let content = raw_argument(call, 1).ok_or(Error::Missing("content"))?;
     let edited = EDIT.run(&[arg(id), Some(content), raw_argument(call, 2)], |_| ())?;
     if edited.is_none() {
-        return Err(match Message::find(id)? {
+        // It may have changed while this waited for its row.
+        return Err(match Message::find_latest(id)? {
             Some(message) if message.allows(Level::Read)? => {
-                if message.is_running() {
+                if message.may_go_on() {
                     Error::StillWritten(id)
                 } else {
                     Error::NotYours(id)

@@ -68,9 +68,9 @@ impl Message {
         }
     }
 
-    /// Whether somebody is writing it, or is about to.
-    pub fn is_running(&self) -> bool {
-        matches!(self.status, Status::Pending | Status::Streaming)
+    /// Whether somebody is writing it, or may take it up again.
+    pub fn may_go_on(&self) -> bool {
+        matches!(self.status, Status::Pending | Status::Streaming | Status::Interrupted)
     }
 
     /// As the running command sees it.
