@@ -166,9 +166,19 @@ fn doctor() -> TableIterator<
 fn examine() -> Result<Vec<Finding>, Error> {
     let schema = plan::home()?.schema;
     let owner = owner::for_caller()?;
+    // The checks read the tables with the rights of their owner, and a view would run its own code.
+    if let Err(error) = owner::require_one_owner(schema, &install::table_names(), owner) {
+        let hint = "Put the extension's own table back; its data is in a backup.";
+        return Ok(vec![(
+            "tables belong to one owner",
+            false,
+            Some(error.to_string()),
+            Some(hint),
+        )]);
+    }
     let here = install::installed_version(schema)?.unwrap_or(0);
     owner::as_owner_confined(owner, || {
-        let mut findings = vec![frozen()?];
+        let mut findings = vec![("tables belong to one owner", true, None, None), frozen()?];
         for check in CHECKS {
             // With tables of an older version the later checks would only fail.
             if here < install::LATEST && check.name != "schema version" {

@@ -77,7 +77,7 @@ const ALWAYS: &str = "select string_agg( \
     and t.tgenabled = 'A' and not t.tgisinternal";
 
 static APPLIED: Statement =
-    Statement { sql: "select max(version) from @extschema@.schema_version", types: &[] };
+    Statement { sql: "select pg_catalog.max(version) from @extschema@.schema_version", types: &[] };
 
 static CHANGED: Statement = Statement {
     sql: "select name from @extschema@.schema_version where version = $1 \
@@ -293,6 +293,12 @@ fn tables_of(migration: &Migration) -> impl Iterator<Item = String> {
     objects.filter(|(kind, _)| *kind == "table").map(|(_, name)| name)
 }
 
+/// Every table, as Postgres takes names.
+pub fn table_names() -> Vec<CString> {
+    let tables = MIGRATIONS.iter().flat_map(tables_of);
+    tables.filter_map(|table| CString::new(table).ok()).collect()
+}
+
 /// The tables of some migrations, as the elements of an array.
 fn list_of<'a>(migrations: impl Iterator<Item = &'a Migration>) -> String {
     migrations.flat_map(tables_of).collect::<Vec<_>>().join(",")
@@ -334,12 +340,7 @@ fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Erro
     let home = plan::home()?;
     let owner = match owner::role() {
         Ok(owner) => {
-            let names: Vec<CString> = MIGRATIONS
-                .iter()
-                .flat_map(tables_of)
-                .filter_map(|table| CString::new(table).ok())
-                .collect();
-            owner::require_one_owner(home.schema, &names, owner)?;
+            owner::require_one_owner(home.schema, &table_names(), owner)?;
             owner
         }
         Err(Error::NotInstalled) => home.owner,

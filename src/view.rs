@@ -85,3 +85,14 @@ pub fn now<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     unsafe { pg_sys::PopActiveSnapshot() };
     result
 }
+
+/// The same where a transaction has one snapshot for all its statements: whoever was shut out since
+/// writes no more. Elsewhere the statement's own is young enough.
+pub fn latest<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    // SAFETY: reads a global.
+    if unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32 {
+        now(work)
+    } else {
+        work()
+    }
+}

@@ -158,8 +158,8 @@ begin
 end;
 $$;
 comment on function @extschema@.grant_access(text, text) is
-'Grants a role what a profile needs, and takes back what else it holds on the tables: member for people behind row level security,
-service and syncer for programs, monitor for watching, anon for nothing yet.';
+'Grants a role what a profile needs, and takes back what else it holds on the tables: member for people behind row
+level security, service and syncer for programs, monitor for watching, anon for nothing yet.';
 
 create function @extschema@.revoke_access(role text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp

@@ -156,7 +156,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     known record;
-    let_in text[] := '{}';
+    let_in text [] := array[]::text [];
 begin
     for known in
         select v.role_name, v.profile
@@ -175,7 +175,7 @@ begin
             let_in := let_in || format('%s as %s', known.role_name, known.profile);
         end if;
     end loop;
-    if let_in = '{}' then
+    if cardinality(let_in) = 0 then
         raise exception 'no role of the name anon, authenticated or service_role'
             using errcode = 'undefined_object', hint = 'Call grant_access for the roles that there are.';
     end if;

@@ -11,6 +11,7 @@ use crate::lookup::{by_id, key, taken_by};
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
 use crate::trigger::TriggerRow;
+use crate::view::latest;
 
 mod revisions;
 
@@ -77,12 +78,12 @@ fn place(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
         row.get::<Uuid>(c"conversation_id")?.ok_or(Error::Missing("conversation_id"))?;
 
     let restricted = is_restricted(row.table());
-    let caller = identity::person()?;
+    let caller = latest(identity::person)?;
     // Before the lock: a stranger must not hold up those who write here, and hears the same as for
     // a conversation that does not exist.
     if restricted {
         let may_write = match &caller {
-            Some(person) => level_in(conversation, person)? >= Level::Write,
+            Some(person) => latest(|| level_in(conversation, person))? >= Level::Write,
             None => false,
         };
         if !may_write {

@@ -10,7 +10,7 @@ use crate::function::{argument, c_function, raw_argument};
 use crate::identity;
 use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
-use crate::streaming::Message;
+use crate::streaming::{Message, remove_chunks};
 use crate::trigger::TriggerRow;
 
 static KEEP: Statement = Statement {
@@ -49,6 +49,8 @@ fn keep(call: FunctionCallInfo) -> Result<Datum, Error> {
         editor.and_then(|person| arg(person.id)),
     ];
     as_owner(&[c"message_revisions"], || KEEP.run(&args, |_| ()))?;
+    // Readers of a stream that has just ended would go on reading what was taken back.
+    remove_chunks(id)?;
     // SAFETY: a trigger runs inside a transaction.
     let now = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
     row.set(c"edited_at", TimestampWithTimeZone::try_from(now).ok())?;

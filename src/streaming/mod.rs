@@ -22,3 +22,4 @@ mod write;
 
 pub use commit::watch_transactions;
 pub use message::Message;
+pub use settle::remove_chunks;
