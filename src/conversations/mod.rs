@@ -134,10 +134,10 @@ c_function!(
 
 fn owner_is_of_tenant(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let row = TriggerRow::of(call, c"conversations")?;
-    if let Some(owner) = row.get::<Uuid>(c"user_id")? {
-        if tenant_of(owner)? != row.get::<Uuid>(c"tenant_id")? {
-            return Err(Error::NoSuchUser(owner));
-        }
+    if let Some(owner) = row.get::<Uuid>(c"user_id")?
+        && tenant_of(owner)? != row.get::<Uuid>(c"tenant_id")?
+    {
+        return Err(Error::NoSuchUser(owner));
     }
     Ok(row.finish())
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::{IntoDatum, Uuid};
+use pgrx::{IntoDatum, Uuid, direct_function_call};
 
 use crate::error::Error;
 use crate::plan::{self, Row};
@@ -251,37 +251,37 @@ fn collation_of(table: Oid, n: i32) -> Oid {
     collation
 }
 
-/// The index of that name, if it is one that finds every row of the table by these columns. A row
-/// without a retry key is not looked for, so that index may leave it out.
+/// The index of that name, if it is one that finds every row that is looked for by these columns.
 pub fn unique_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Option<Oid> {
-    index_that(name, schema, table, |index, keys, is_whole| {
-        index.indisunique
-            && keys.len() == columns.len()
-            && begin_with(keys, columns)
-            && (is_whole || name == RETRY_KEY)
+    index_that(name, schema, table, |index, keys| {
+        index.indisunique && keys.len() == columns.len() && begin_with(keys, columns)
     })
 }
 
-/// The index of that name, if it begins with these columns. Conversations that are not visible to
-/// their tenant are not looked for, so that index may leave them out.
+/// The same for one that begins with these columns.
 fn leading_index(name: &CStr, schema: Oid, table: Oid, columns: &[i32]) -> Option<Oid> {
-    index_that(name, schema, table, |_, keys, is_whole| {
-        begin_with(keys, columns) && (is_whole || name == VISIBLE)
-    })
+    index_that(name, schema, table, |_, keys| begin_with(keys, columns))
 }
+
+/// What indexes may leave out: nobody looks for messages without a retry key under one, or among those
+/// for the whole tenant for private conversations.
+const MAY_LACK: [(&CStr, &str); 2] = [
+    (c"idx_messages_retry_key", "(client_message_id IS NOT NULL)"),
+    (c"idx_conversations_tenant_visible", "(visibility = 'tenant'::text)"),
+];
 
 fn begin_with(keys: &[i16], columns: &[i32]) -> bool {
     keys.len() >= columns.len()
         && keys.iter().zip(columns).all(|(key, column)| i32::from(*key) == *column)
 }
 
-/// The btree of that name on this table, if it is as wanted; `wanted` also hears its key columns,
-/// and whether it has every row.
+/// The btree of that name on this table, if it is as wanted and has every row that is looked for;
+/// `wanted` also hears its key columns.
 fn index_that(
     name: &CStr,
     schema: Oid,
     table: Oid,
-    wanted: impl FnOnce(&pg_sys::FormData_pg_index, &[i16], bool) -> bool,
+    wanted: impl FnOnce(&pg_sys::FormData_pg_index, &[i16]) -> bool,
 ) -> Option<Oid> {
     // SAFETY: syscache look-ups, released on the spot; the tuple has its fixed part, and an entry
     // for each column of the index.
@@ -296,18 +296,21 @@ fn index_that(
         let keys = form.indkey.values.as_slice(form.indnkeyatts as usize);
         let mut is_whole = true;
         let predicate = pg_sys::Anum_pg_index_indpred as pg_sys::AttrNumber;
-        pg_sys::SysCacheGetAttr(cache, tuple, predicate, &mut is_whole);
+        let predicate = pg_sys::SysCacheGetAttr(cache, tuple, predicate, &mut is_whole);
+        let has_all = is_whole || {
+            let args = [Some(predicate), Some(Datum::from(table))];
+            let lacks: Option<String> = direct_function_call(pg_sys::pg_get_expr, &args);
+            MAY_LACK.iter().any(|(of, most)| *of == name && lacks.as_deref() == Some(*most))
+        };
         let fits = form.indrelid == table
             && form.indisvalid
-            && wanted(form, keys, is_whole)
+            && has_all
+            && wanted(form, keys)
             && is_btree(index);
         pg_sys::ReleaseSysCache(tuple);
         fits.then_some(index)
     }
 }
-
-const RETRY_KEY: &CStr = c"idx_messages_retry_key";
-const VISIBLE: &CStr = c"idx_conversations_tenant_visible";
 
 fn is_btree(index: Oid) -> bool {
     // SAFETY: a syscache look-up, released on the spot.
