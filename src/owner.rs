@@ -1,12 +1,13 @@
 //! The rights of the tables' owner: whose they are, and what may be done with them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
-use pgrx::pg_sys::{self, Oid};
+use pgrx::pg_sys::{self, Datum, Oid};
 
 use crate::error::Error;
+use crate::install;
 use crate::plan;
 use crate::settings::{with_own_settings, with_search_path};
 
@@ -124,6 +125,45 @@ pub fn require_one_owner(schema: Oid, tables: &[CString], owner: Oid) -> Result<
         }
     }
     Ok(())
+}
+
+/// The same, from what the caches say, for what is read without a statement: whoever owns the schema
+/// could have put his own tables in the place of some, and be anybody in them. Found out once, until
+/// something changes.
+pub fn require_ours(schema: Oid) -> Result<(), Error> {
+    thread_local! {
+        static NAMES: Vec<CString> = install::table_names();
+        static CHECKED: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+    if CHECKED.get() == Some(plan::generation()) {
+        return Ok(());
+    }
+    let owner = role()?;
+    NAMES.with(|names| {
+        let of_another = |name: &&CString| {
+            plan::table(schema, name).is_ok_and(|table| owner_of(table) != Some(owner))
+        };
+        match names.iter().find(of_another) {
+            Some(name) => Err(Error::NotOurTable(name.to_string_lossy().into_owned())),
+            None => Ok(()),
+        }
+    })?;
+    CHECKED.set(Some(plan::generation()));
+    Ok(())
+}
+
+fn owner_of(table: Oid) -> Option<Oid> {
+    // SAFETY: a syscache look-up, released on the spot.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(table));
+        if tuple.is_null() {
+            return None;
+        }
+        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
+        pg_sys::ReleaseSysCache(tuple);
+        Some(owner)
+    }
 }
 
 /// schema_version, unless there is none; a table of that name with other columns is somebody

@@ -98,13 +98,15 @@ pub fn read(name: &CStr) -> Option<&'static [u8]> {
     (!bytes.is_empty()).then_some(bytes)
 }
 
-/// Runs `work` with a search_path that holds nothing of the caller's, and quietly.
+/// Runs `work` with a search_path that holds nothing of the caller's, and quietly. Whatever settings
+/// it changes, it leaves them as they were: a trigger could set the caller's search_path for later.
 pub fn with_own_settings<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let _settings = OwnSettings::begin(&[
+    let mut settings = OwnSettings::begin(&[
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"client_min_messages", c"warning"),
         (c"check_function_bodies", c"on"),
     ]);
+    settings.keeps_changes = false;
     work()
 }
 
@@ -126,12 +128,16 @@ pub fn with_index_scans<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T,
 }
 
 /// Settings for the length of some work, undone at its end or by the abort.
-struct OwnSettings(i32);
+struct OwnSettings {
+    level: i32,
+    /// Whether what the work has set itself stays.
+    keeps_changes: bool,
+}
 
 impl OwnSettings {
     fn begin(settings: &[(&CStr, &CStr)]) -> Self {
         // SAFETY: the level is closed in drop, or by the abort of the transaction.
-        let level = Self(unsafe { pg_sys::NewGUCNestLevel() });
+        let level = Self { level: unsafe { pg_sys::NewGUCNestLevel() }, keeps_changes: true };
         for (name, value) in settings {
             // SAFETY: C strings that are copied; the action is undone with the level.
             unsafe {
@@ -156,7 +162,7 @@ impl Drop for OwnSettings {
         // After an ERROR the abort of the transaction closes all levels.
         if !std::thread::panicking() {
             // SAFETY: the level opened in begin().
-            unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
+            unsafe { pg_sys::AtEOXact_GUC(self.keeps_changes, self.level) }
         }
     }
 }

@@ -26,6 +26,13 @@ begin
     foreach wanted in array array['auth users', 'buckets', 'storage policies', 'realtime', 'grants'] loop
         part := wanted;
         begin
+            -- What others have put on their tables would run with his rights.
+            if wanted in ('auth users', 'buckets', 'storage policies')
+            and exists (select from pg_roles r where r.rolname = current_user and r.rolsuper) then
+                raise exception 'the tables belong to a superuser'
+                    using errcode = 'insufficient_privilege',
+                        hint = 'Create the extension as the administrator of the deployment.';
+            end if;
             detail := case wanted
                 when 'auth users' then @extschema@.link_auth_users()
                 when 'buckets' then @extschema@.link_buckets()
@@ -35,9 +42,9 @@ begin
             end;
             done := true;
         exception
-            when insufficient_privilege or invalid_schema_name or undefined_table or undefined_column
-            or undefined_function or undefined_object or wrong_object_type or unique_violation
-            or object_not_in_prerequisite_state then
+            when serialization_failure or deadlock_detected then
+                raise;
+            when others then
                 done := false;
                 detail := sqlerrm;
         end;

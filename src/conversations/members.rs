@@ -37,11 +37,14 @@ static OTHER_OWNER: Statement = Statement {
 /// The rows that foreign keys will lock, the owner's among them, before that of the conversation:
 /// whoever holds his own row must not hold up those who write there.
 static KEEP_USERS: Statement = Statement {
-    sql: "select true from @extschema@.users \
-          where id operator(pg_catalog.=) $2 \
-          or id operator(pg_catalog.=) (select user_id from @extschema@.conversations \
-                                        where id operator(pg_catalog.=) $1) \
-          for key share",
+    sql: "select pg_catalog.count(*) from ( \
+              select from @extschema@.users u \
+              where u.tenant_id operator(pg_catalog.=) (select c.tenant_id \
+                  from @extschema@.conversations c where c.id operator(pg_catalog.=) $1) \
+              and (u.id operator(pg_catalog.=) $2 \
+                   or u.id operator(pg_catalog.=) (select c.user_id \
+                       from @extschema@.conversations c where c.id operator(pg_catalog.=) $1)) \
+              for key share) kept",
     types: &[pg_sys::UUIDOID, pg_sys::UUIDOID],
 };
 

@@ -10,6 +10,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, Uuid, direct_function_call};
 
 use crate::error::Error;
+use crate::owner;
 use crate::plan::{self, Row};
 
 mod place;
@@ -209,6 +210,7 @@ unsafe fn open(
     let schema = plan::home()?.schema;
     let oid = plan::table(schema, table)?;
     let relation = plan::open(oid)?;
+    owner::require_ours(schema)?;
     let generation = plan::generation();
     let mut path =
         Path { table: oid, index: Oid::INVALID, keys: [pg_sys::ScanKeyData::default(); 2] };
