@@ -67,7 +67,7 @@ fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
         }
     }
     loop {
-        let table = inspect(plan::table(schema, name)?, true)?;
+        let table = inspect(plan::table(schema, name)?)?;
         let generation = plan::generation();
         // Under the lock it can be neither renamed nor dropped; before, it could.
         if plan::table(schema, name)? == table.oid {
@@ -77,7 +77,8 @@ fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
     }
 }
 
-fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
+/// What a table is; locked from now on.
+fn inspect(table: Oid) -> Result<Table, Error> {
     // SAFETY: the table is open while its relcache entry is read.
     unsafe {
         let relation = plan::open(table)?;
@@ -85,8 +86,7 @@ fn inspect(table: Oid, keep_lock: bool) -> Result<Table, Error> {
         let mut found = Table { oid: table, owner, has_other_triggers: false };
         found.has_other_triggers =
             has_triggers(relation, |trigger, is_ours| !trigger.tgisinternal && !is_ours);
-        let unlock = if keep_lock { pg_sys::NoLock as pg_sys::LOCKMODE } else { plan::READ_LOCK };
-        pg_sys::table_close(relation, unlock);
+        pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         Ok(found)
     }
 }
@@ -115,11 +115,12 @@ pub unsafe fn has_triggers(
     }
 }
 
-/// Refuses to work on tables of which some are another role's.
+/// Refuses to work on tables of which some are another role's. They stay as they are to the end of the
+/// transaction.
 pub fn require_one_owner(schema: Oid, tables: &[CString], owner: Oid) -> Result<(), Error> {
     for name in tables {
         if let Ok(table) = plan::table(schema, name)
-            && inspect(table, false)?.owner != owner
+            && inspect(table)?.owner != owner
         {
             return Err(Error::NotOurTable(name.to_string_lossy().into_owned()));
         }

@@ -244,12 +244,16 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
     };
     let needs = (MEMBERS, pg_sys::ACL_DELETE, [].as_slice());
     let is_me = identity::person()?.is_some_and(|person| person.id == user);
+    let leave =
+        || with_rights(|| Ok(LEAVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some()));
     if is_me && may_share(&needs)? && level(conversation)? < Level::Manage {
-        return with_rights(|| {
-            Ok(LEAVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some())
-        });
+        return leave();
     }
-    let held = Held::claim(conversation, user, &needs)?;
+    let held = match Held::claim(conversation, user, &needs) {
+        // Another owner was faster.
+        Err(Error::NotManager(_)) if is_me => return leave(),
+        held => held?,
+    };
     with_rights(|| {
         held.keep_an_owner(user)?;
         Ok(REMOVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some())

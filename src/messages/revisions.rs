@@ -66,19 +66,18 @@ fn edit(call: FunctionCallInfo) -> Result<Datum, Error> {
     // SAFETY: declared as (uuid, text, jsonb).
     let id: Uuid = unsafe { argument(call, 0) }.ok_or(Error::Missing("message_id"))?;
     let content = raw_argument(call, 1).ok_or(Error::Missing("content"))?;
-    let edited = EDIT.run(&[arg(id), Some(content), raw_argument(call, 2)], |_| ())?;
-    if edited.is_none() {
+    let args = [arg(id), Some(content), raw_argument(call, 2)];
+    if EDIT.run(&args, |_| ())?.is_none() {
         // It may have changed while this waited for its row.
-        return Err(match Message::find_latest(id)? {
-            Some(message) if message.allows(Level::Read)? => {
-                if message.may_go_on() {
-                    Error::StillWritten(id)
-                } else {
-                    Error::NotYours(id)
-                }
-            }
-            _ => Error::NoSuchMessage(id),
-        });
+        let message = Message::find_latest(id)?.ok_or(Error::NoSuchMessage(id))?;
+        if !message.allows(Level::Read)? {
+            return Err(Error::NoSuchMessage(id));
+        }
+        if message.may_go_on() {
+            return Err(Error::StillWritten(id));
+        }
+        // Its stream may have ended just now.
+        EDIT.run(&args, |_| ())?.ok_or(Error::NotYours(id))?;
     }
     Ok(Datum::from(0))
 }
