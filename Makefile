@@ -35,9 +35,11 @@ examples: ## run the examples of docs/streaming.md against a private server
 	@dev/build 15
 	@dev/examples
 
-lint: ## rustfmt, clippy, SQL lint
+lint: ## rustfmt, clippy, SQL lint, checks of what is installed
 	@dev/setup 15 lint
 	@dev/lint
+	@dev/build 15
+	@dev/audit
 
 bench: ## measure
 	@dev/setup 15 bench

@@ -7,6 +7,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VERSIONS=(15 17 18)
 DEBIAN_VERSION=15                # the one taken from Debian's packages; the others are compiled
 PGRX_VERSION=0.19.3
+# What the private copy of Debian's Postgres has besides.
+TREE_PACKAGES=("postgresql-$DEBIAN_VERSION-plpgsql-check" "postgresql-$DEBIAN_VERSION-wal2json")
 
 if [ "$(id -u)" = 0 ]; then
   PGC_CACHE=${PGC_CACHE:-/var/cache/pg_conversation}
@@ -17,6 +19,11 @@ PGC_BUILD=${PGC_BUILD:-$ROOT/target}
 case $PGC_BUILD in /*) ;; *) PGC_BUILD=$PWD/$PGC_BUILD ;; esac
 CARGO_PGRX=$PGC_CACHE/cargo-pgrx-$PGRX_VERSION/bin/cargo-pgrx
 SQLFLUFF=$PGC_CACHE/sqlfluff-3.4.2/bin/sqlfluff
+PGSPOT=$PGC_CACHE/pgspot-0.9.4/bin/pgspot
+SQUAWK=$PGC_CACHE/squawk-cli-2.70.0/bin/squawk
+# PS005, functions without a search_path: the planner inlines no others. pgspot looks at each name in their bodies.
+PGSPOT_IGNORED=(--ignore PS005)
+pgspot_complaints() { awk '/: $/ { file = $0; next } !/^ ?$|Errors: / { if (file) print file; file = ""; print "  " $0 }'; }
 LOGS=$PGC_BUILD/log
 PATH=$PGC_CACHE/bin:$PATH        # programs that dev/setup has put there
 
