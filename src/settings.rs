@@ -110,12 +110,13 @@ pub fn with_own_settings<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T
     work()
 }
 
-/// Runs `work` with a search_path of the system's and our own schema.
+/// Runs `work` with a search_path of the system's schema and these.
 pub fn with_search_path<T>(
-    schema: Oid,
+    schemas: impl Iterator<Item = Oid>,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let path = format!("pg_catalog, {}, pg_temp", plan::schema_name(schema)?);
+    let names: Vec<String> = schemas.map(plan::schema_name).collect::<Result<_, _>>()?;
+    let path = format!("pg_catalog, {}, pg_temp", names.join(", "));
     let path = CString::new(path).unwrap_or_default();
     let _settings = OwnSettings::begin(&[(c"search_path", &path)]);
     work()

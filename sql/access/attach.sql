@@ -18,6 +18,11 @@ from (
 ) as known (role_name, profile)
 join pg_roles r on r.rolname = known.role_name
 where (r.rolbypassrls or known.profile in ('anon', 'member'))
+-- Roles belong to the cluster: who owns this database alone need not want those of another one in it.
+and (
+    known.role_name not in ('conversation_service', 'conversation_syncer')
+    or exists (select from pg_roles o where o.rolname = current_user and o.rolsuper)
+)
 and not exists (select from @extschema@.access_profiles p where p.role_name = known.role_name);
 
 -- Each role that is listed gets what its profile says, also of tables that this version has brought,

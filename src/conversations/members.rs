@@ -62,7 +62,8 @@ static ADD: Statement = Statement {
 
 static CHANGE: Statement = Statement {
     sql: "update @extschema@.conversation_members set role = $3 \
-          where conversation_id operator(pg_catalog.=) $1 and user_id operator(pg_catalog.=) $2",
+          where conversation_id operator(pg_catalog.=) $1 and user_id operator(pg_catalog.=) $2 \
+          returning true",
     types: &[pg_sys::UUIDOID, pg_sys::UUIDOID, pg_sys::TEXTOID],
 };
 
@@ -186,8 +187,8 @@ fn role(call: FunctionCallInfo) -> Result<String, Error> {
     }
 }
 
-fn with_rights(work: impl FnOnce() -> Result<bool, Error>) -> Result<Datum, Error> {
-    Ok(as_owner(&[c"conversations", c"conversation_members", c"users"], work)?.into())
+fn with_rights<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    as_owner(&[c"conversations", c"conversation_members", c"users"], work)
 }
 
 c_function!(
@@ -201,11 +202,12 @@ fn add(call: FunctionCallInfo) -> Result<Datum, Error> {
     let role = role(call)?;
     let held =
         Held::claim(conversation, user, &(MEMBERS, pg_sys::ACL_INSERT, &[c"user_id", c"role"]))?;
-    with_rights(|| {
+    let done = with_rights(|| {
         held.require_colleague(user)?;
         Ok(held.owner != Some(user)
             && ADD.run_now(&[arg(conversation), arg(user), arg(role)], |_| ())?.is_some())
-    })
+    })?;
+    Ok(done.into())
 }
 
 c_function!(
@@ -218,17 +220,23 @@ fn change(call: FunctionCallInfo) -> Result<Datum, Error> {
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
     let held = Held::claim(conversation, user, &(MEMBERS, pg_sys::ACL_UPDATE, &[c"role"]))?;
-    with_rights(|| {
-        let before = held.role_of(user)?.ok_or(Error::NoSuchMember { user, conversation })?;
+    let done = with_rights(|| {
+        let no_member = Error::NoSuchMember { user, conversation };
+        if held.owner == Some(user) {
+            return if role == "owner" { Ok(false) } else { Err(Error::LastOwner(conversation)) };
+        }
+        let Some(before) = held.role_of(user)? else { return Err(no_member) };
         if before == role {
             return Ok(false);
         }
         if before == "owner" {
             held.keep_an_owner(user)?;
         }
-        CHANGE.run_now(&[arg(conversation), arg(user), arg(role)], |_| ())?;
-        Ok(true)
-    })
+        // He may leave without the lock.
+        let changed = CHANGE.run_now(&[arg(conversation), arg(user), arg(role)], |_| ())?;
+        changed.map(|()| true).ok_or(no_member)
+    })?;
+    Ok(done.into())
 }
 
 c_function!(
@@ -244,20 +252,28 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
     };
     let needs = (MEMBERS, pg_sys::ACL_DELETE, [].as_slice());
     let is_me = identity::person()?.is_some_and(|person| person.id == user);
-    let leave =
-        || with_rights(|| Ok(LEAVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some()));
     if is_me && may_share(&needs)? && level(conversation)? < Level::Manage {
-        return leave();
+        // He is no member, unless another has just made him an owner.
+        let has_left = leave(conversation, user)?;
+        if has_left || !matches!(now(|| level(conversation)), Ok(Level::Manage)) {
+            return Ok(has_left.into());
+        }
     }
     let held = match Held::claim(conversation, user, &needs) {
         // Another owner was faster.
-        Err(Error::NotManager(_)) if is_me => return leave(),
+        Err(Error::NotManager(_)) if is_me => return Ok(leave(conversation, user)?.into()),
         held => held?,
     };
-    with_rights(|| {
+    let removed = with_rights(|| {
         held.keep_an_owner(user)?;
         Ok(REMOVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some())
-    })
+    })?;
+    Ok(removed.into())
+}
+
+/// Takes somebody out who owns nothing, without the lock of the conversation.
+fn leave(conversation: Uuid, user: Uuid) -> Result<bool, Error> {
+    with_rights(|| Ok(LEAVE.run_now(&[arg(conversation), arg(user)], |_| ())?.is_some()))
 }
 
 c_function!(
@@ -270,7 +286,7 @@ fn transfer(call: FunctionCallInfo) -> Result<Datum, Error> {
     let user = user.ok_or(Error::Missing("user_id"))?;
     let held =
         Held::claim(conversation, user, &(c"conversations", pg_sys::ACL_UPDATE, &[c"user_id"]))?;
-    with_rights(|| {
+    let done = with_rights(|| {
         held.require_colleague(user)?;
         if held.owner == Some(user) {
             return Ok(false);
@@ -281,7 +297,8 @@ fn transfer(call: FunctionCallInfo) -> Result<Datum, Error> {
             ADD.run_now(&[arg(conversation), arg(owner), arg("editor")], |_| ())?;
         }
         Ok(true)
-    })
+    })?;
+    Ok(done.into())
 }
 
 /// The owner of record first. Names are for whoever reads the conversation; the users themselves are

@@ -1,8 +1,9 @@
 //! The rights of the tables' owner: whose they are, and what may be done with them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString};
+use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -10,6 +11,8 @@ use crate::error::Error;
 use crate::install;
 use crate::plan;
 use crate::settings::{with_own_settings, with_search_path};
+
+mod code;
 
 /// Runs `work` with the rights of the owner of our tables, which no policy binds: what foreign keys
 /// do for their look-ups. `tables` are all that it touches, and must be that owner's: whoever owns
@@ -21,32 +24,33 @@ pub fn as_owner<T>(
 ) -> Result<T, Error> {
     let schema = plan::home()?.schema;
     let owner = role()?;
-    let mut has_other_triggers = false;
+    let mut others = BTreeSet::new();
     for name in tables {
         let table = locked(name, schema)?;
         if table.owner != owner {
             return Err(Error::NotOurTable(name.to_string_lossy().into_owned()));
         }
-        has_other_triggers |= table.has_other_triggers;
+        others.extend(table.others.iter().flat_map(|others| others.iter().copied()));
     }
     as_role(owner, 0, || {
-        if has_other_triggers {
-            // Triggers of the DBA's own fire, and an unqualified name in them must not be found
-            // where the caller wants it to be.
-            with_search_path(schema, work)
-        } else {
+        if others.is_empty() {
             work()
+        } else {
+            // Functions of the DBA's own run, and an unqualified name in them must not be found
+            // where the caller wants it to be, but where they are.
+            with_search_path(std::iter::once(schema).chain(others.into_iter().map(Oid::from)), work)
         }
     })
 }
 
 /// What is known of an ordinary table.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Table {
     oid: Oid,
     owner: Oid,
-    /// Whether a trigger on it calls a function that is not the extension's.
-    has_other_triggers: bool,
+    /// The schemas of functions that are not the extension's and run when rows are written; `None` for
+    /// a table as the extension makes it.
+    others: Option<Rc<BTreeSet<u32>>>,
 }
 
 thread_local! {
@@ -56,7 +60,7 @@ thread_local! {
 /// One of our tables, locked to the end of the transaction, so that what was found out about it
 /// still holds when it is used.
 fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
-    let known = TABLES.with_borrow(|tables| tables.get(name).copied());
+    let known = TABLES.with_borrow(|tables| tables.get(name).cloned());
     if let Some((generation, table)) = known
         && generation == plan::generation()
     {
@@ -71,7 +75,7 @@ fn locked(name: &'static CStr, schema: Oid) -> Result<Table, Error> {
         let generation = plan::generation();
         // Under the lock it can be neither renamed nor dropped; before, it could.
         if plan::table(schema, name)? == table.oid {
-            TABLES.with_borrow_mut(|tables| tables.insert(name, (generation, table)));
+            TABLES.with_borrow_mut(|tables| tables.insert(name, (generation, table.clone())));
             return Ok(table);
         }
     }
@@ -83,9 +87,9 @@ fn inspect(table: Oid) -> Result<Table, Error> {
     unsafe {
         let relation = plan::open(table)?;
         let owner = (*(*relation).rd_rel).relowner;
-        let mut found = Table { oid: table, owner, has_other_triggers: false };
-        found.has_other_triggers =
-            has_triggers(relation, |trigger, is_ours| !trigger.tgisinternal && !is_ours);
+        let others = code::of_others(relation);
+        let others = (!others.is_empty()).then(|| Rc::new(others));
+        let found = Table { oid: table, owner, others };
         pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         Ok(found)
     }
@@ -99,7 +103,7 @@ fn inspect(table: Oid) -> Result<Table, Error> {
 /// The relation must be open.
 pub unsafe fn has_triggers(
     relation: pg_sys::Relation,
-    wanted: impl Fn(&pg_sys::Trigger, bool) -> bool,
+    mut wanted: impl FnMut(&pg_sys::Trigger, bool) -> bool,
 ) -> bool {
     unsafe {
         if (*relation).trigdesc.is_null() {
