@@ -21,8 +21,13 @@ pub unsafe fn of_others(relation: pg_sys::Relation) -> BTreeSet<u32> {
             if !trigger.tgisinternal && !is_ours {
                 found.insert(pg_sys::get_func_namespace(trigger.tgfoid).to_u32());
             }
+            collect(trigger.tgqual, &mut found);
             false
         });
+        let desc = (*relation).rd_att;
+        for column in 1..=(*desc).natts {
+            collect_domain(pg_sys::SPI_gettypeid(desc, column), &mut found);
+        }
         if !(*relation).rd_rules.is_null() {
             found.insert((*(*relation).rd_rel).relnamespace.to_u32());
         }
@@ -62,6 +67,26 @@ unsafe fn collect_index(index: Oid, found: &mut BTreeSet<u32>) {
             if let Some(tree) = String::from_datum(tree, is_null) {
                 collect_text(&tree, found);
             }
+        }
+        pg_sys::ReleaseSysCache(tuple);
+    }
+}
+
+/// The schema of a domain, whose checks run for each value.
+///
+/// # Safety
+///
+/// A syscache look-up, released on the spot.
+unsafe fn collect_domain(of_type: Oid, found: &mut BTreeSet<u32>) {
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(of_type));
+        if tuple.is_null() {
+            return;
+        }
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_type>();
+        if form.typtype as u8 == pg_sys::TYPTYPE_DOMAIN {
+            found.insert(form.typnamespace.to_u32());
         }
         pg_sys::ReleaseSysCache(tuple);
     }
