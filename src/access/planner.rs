@@ -175,13 +175,17 @@ unsafe fn share(request: &pg_sys::SupportRequestSelectivity) -> Result<f64, Erro
     }
 }
 
+/// The part of a table's rows that is worth a look at each.
+const FEW: f64 = 0.02;
+
 /// Whether rows are looked for by those of another relation.
 fn is_joined(rel: &pg_sys::RelOptInfo) -> bool {
     rel.has_eclass_joins || !rel.joininfo.is_null()
 }
 
 /// Whether the query says what the first column of an index equals, or a later one where those before
-/// are known. What policies say comes before what the query says.
+/// are known; or asks for the few rows that an index has alone. What policies say comes before what
+/// the query says.
 ///
 /// # Safety
 ///
@@ -199,12 +203,15 @@ unsafe fn is_compared(rel: &pg_sys::RelOptInfo) -> bool {
         };
         elements(rel.indexlist).any(|index| {
             let index = &*index.cast::<pg_sys::IndexOptInfo>();
-            let is_usable = index.indpred.is_null() || index.predOK;
-            is_usable
-                && (0..index.nkeycolumns as usize)
-                    .map(|n| *index.indexkeys.add(n))
-                    .take_while(|column| compared(*column, false))
-                    .any(|column| compared(column, true))
+            let is_whole = index.indpred.is_null();
+            let has_few = !is_whole && index.tuples < FEW * rel.tuples;
+            let mut columns = (0..index.nkeycolumns as usize).map(|n| *index.indexkeys.add(n));
+            (is_whole || index.predOK)
+                && (has_few
+                    || columns
+                        .by_ref()
+                        .take_while(|column| compared(*column, false))
+                        .any(|column| compared(column, true)))
         })
     }
 }
@@ -217,6 +224,11 @@ unsafe fn is_equality(node: *mut Node) -> bool {
         let operator = match (*node).type_ {
             NodeTag::T_OpExpr => (*node.cast::<pg_sys::OpExpr>()).opno,
             NodeTag::T_ScalarArrayOpExpr => (*node.cast::<pg_sys::ScalarArrayOpExpr>()).opno,
+            NodeTag::T_BoolExpr => {
+                let any = &*node.cast::<pg_sys::BoolExpr>();
+                return any.boolop == pg_sys::BoolExprType::OR_EXPR
+                    && elements(any.args).all(|node| is_equality(node));
+            }
             _ => return false,
         };
         pg_sys::get_oprrest(operator) == Oid::from(pg_sys::F_EQSEL)
