@@ -1,5 +1,6 @@
 -- The data set: 10 tenants, 1,000 users, bench.conversations conversations of 7 messages on average
--- and some of 20, 100 and 1,000. User 1 owns every tenth conversation, so a tenth of each size.
+-- and some of 20, 100 and 1,000. User 1 owns every tenth conversation, so a tenth of each size, and
+-- his tenant, of which user 3 is an admin, has three tenths of them.
 -- Made in schema plain and copied, row by row in the same order: both sides lie alike on disk.
 set work_mem = '256MB';
 set session_replication_role = replica;
@@ -14,10 +15,11 @@ select new_id(), 'Tenant ' || n, 'tenant-' || n from generate_series(1, 10) as n
 create temp table person as
 select n, new_id() as id, gen_random_uuid() as auth_id, t.id as tenant_id
 from generate_series(1, 1000) as n
-join plain.tenants t on t.slug = 'tenant-' || 1 + n % 10;
+join plain.tenants t on t.slug = 'tenant-' || case when n % 40 < 9 then 1 else 2 + n % 9 end;
 
-insert into plain.users (id, tenant_id, auth_id, email, name)
-select id, tenant_id, auth_id, 'user' || n || '@example.com', 'User ' || n from person order by n;
+insert into plain.users (id, tenant_id, auth_id, email, name, role)
+select id, tenant_id, auth_id, 'user' || n || '@example.com', 'User ' || n, case n when 3 then 'admin' else 'member' end
+from person order by n;
 
 create temp table talk as
 select n, new_id() as id, size, began, began + size * pace as ended, pace, user_number
@@ -76,8 +78,8 @@ cross join (
 insert into public.tenants (id, name, slug)
 select id, name, slug from plain.tenants where slug <> 'default';
 
-insert into public.users (id, tenant_id, auth_id, email, name)
-select id, tenant_id, auth_id, email, name from plain.users order by id;
+insert into public.users (id, tenant_id, auth_id, email, name, role)
+select id, tenant_id, auth_id, email, name, role from plain.users order by id;
 
 insert into public.conversations (
     id, tenant_id, user_id, session_id, continuation_id, title, visibility, last_sequence, created_at, updated_at

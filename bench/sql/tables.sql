@@ -1,5 +1,6 @@
 -- Both sides of the comparison: the extension in schema public, and in schema plain the same tables
 -- without its triggers and policies, with the functions that a good developer would write on them.
+-- The policies in schema plain are for rows about access and bind bench_naive alone.
 create extension pg_conversation;
 
 do $$
@@ -7,6 +8,11 @@ begin
     if to_regrole('bench_member') is null then
         create role bench_member login;
         create role bench_bypass login bypassrls;
+    end if;
+    if to_regrole('bench_gateway') is null then
+        create role bench_naive login;
+        create role bench_gateway login noinherit;
+        grant bench_member, bench_bypass, bench_naive to bench_gateway;
     end if;
 end;
 $$;
@@ -157,3 +163,44 @@ create table side.documents (id uuid primary key, document jsonb not null);
 
 grant usage on schema side to bench_bypass;
 grant select, insert, update, delete on all tables in schema side to bench_bypass;
+
+-- Policies as they are written by hand, about a caller as Supabase's auth.uid() finds him.
+create function plain.uid() returns uuid
+language sql stable
+as $$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+    )::uuid
+$$;
+
+alter table plain.conversations enable row level security;
+create policy own on plain.conversations
+using (user_id = plain.uid()) with check (user_id = plain.uid());
+
+alter table plain.messages enable row level security;
+create policy of_own_conversation on plain.messages
+using (exists (
+    select 1 from plain.conversations c
+    where c.id = conversation_id and c.user_id = plain.uid()
+))
+with check (exists (
+    select 1 from plain.conversations c
+    where c.id = conversation_id and c.user_id = plain.uid()
+));
+
+alter table plain.message_chunks enable row level security;
+create policy of_own_message on plain.message_chunks
+using (exists (
+    select 1 from plain.messages m
+    join plain.conversations c on c.id = m.conversation_id
+    where m.id = message_id and c.user_id = plain.uid()
+))
+with check (exists (
+    select 1 from plain.messages m
+    join plain.conversations c on c.id = m.conversation_id
+    where m.id = message_id and c.user_id = plain.uid()
+));
+
+grant usage on schema plain to bench_naive, bench_gateway;
+grant select, insert, update, delete on all tables in schema plain to bench_naive;

@@ -15,11 +15,11 @@ pub fn rows() -> Vec<Row> {
     vec![row("list-50", |bench| list(bench, 50, 200)), row("list-25", |bench| list(bench, 25, 400))]
 }
 
-const LIST: &str = "select * from list_conversations($1)";
+pub const LIST: &str = "select * from list_conversations($1)";
 
 const LIST_BEFORE: &str = "select * from list_conversations($1, $2, $3)";
 
-const LIST_PLAIN: &str = "select id, session_id, continuation_id, title, visibility, is_pinned, \
+pub const LIST_PLAIN: &str = "select id, session_id, continuation_id, title, visibility, is_pinned, \
                                  last_sequence, created_at, updated_at \
                           from plain.conversations \
                           where tenant_id = $2 and user_id = $3 and not is_archived and deleted_at is null \
@@ -35,7 +35,7 @@ const LIST_PLAIN_BEFORE: &str = "select id, session_id, continuation_id, title, 
 fn list(bench: &Bench, rows: i32, page: i32) -> Result<Vec<Line>> {
     let mut client = bench.connect(As::Superuser)?;
     let owned: i64 = client
-        .query_one("select count(*) from conversations where user_id = $1", &[&bench.user])?
+        .query_one("select count(*) from conversations where user_id = $1", &[&bench.owner.id])?
         .get(0);
     let page = page.min(owned as i32 / rows);
     let offset = i64::from((page - 1) * rows - 1);
@@ -45,14 +45,14 @@ fn list(bench: &Bench, rows: i32, page: i32) -> Result<Vec<Line>> {
                 "select updated_at, id from {table} where user_id = $1 \
                  order by updated_at desc, id desc limit 1 offset $2"
             ),
-            &[&bench.user, &offset],
+            &[&bench.owner.id, &offset],
         )?;
         Ok((last.get(0), last.get(1)))
     };
     let (before, before_id) = cursor(&mut client, "public.conversations")?;
     let (plain_before, plain_before_id) = cursor(&mut client, "plain.conversations")?;
 
-    let (tenant, user) = (bench.tenant, bench.user);
+    let (tenant, user) = (bench.owner.tenant, bench.owner.id);
     let limit = i64::from(rows);
     let figures = pairs(
         bench,

@@ -35,8 +35,12 @@ pub enum As {
     Superuser,
     /// Sees every row: no policy is asked.
     Bypass,
-    /// User 1, behind row level security.
+    /// Behind row level security.
     Member,
+    /// The same before the tables of schema plain, whose policies are written as by hand.
+    Naive,
+    /// Nobody yet: becomes one of the others in each transaction, as PostgREST does.
+    Gateway,
 }
 
 impl As {
@@ -45,17 +49,39 @@ impl As {
             Self::Superuser => "postgres",
             Self::Bypass => "bench_bypass",
             Self::Member => "bench_member",
+            Self::Naive => "bench_naive",
+            Self::Gateway => "bench_gateway",
         }
     }
+
+    fn claims(self, person: &Person) -> String {
+        let subject = match self {
+            Self::Superuser | Self::Bypass | Self::Gateway => return String::new(),
+            Self::Member => person.auth_id,
+            // Spared to look the user up.
+            Self::Naive => person.id,
+        };
+        format!(r#"set request.jwt.claims = '{{"sub": "{subject}", "role": "{}"}}'"#, self.user())
+    }
+}
+
+/// A user of the data set.
+#[derive(Clone, Copy)]
+pub struct Person {
+    pub id: Uuid,
+    pub auth_id: Uuid,
+    pub tenant: Uuid,
 }
 
 pub struct Bench {
     pub size: Size,
     pub server: Server,
-    auth_id: Uuid,
     /// User 1, who owns a tenth of all conversations.
-    pub user: Uuid,
-    pub tenant: Uuid,
+    pub owner: Person,
+    /// User 2, who has as many as most, in the same tenant.
+    pub ordinary: Person,
+    /// User 3, who may read whatever that tenant has: three tenths of all.
+    pub admin: Person,
 }
 
 impl Bench {
@@ -76,32 +102,33 @@ impl Bench {
              select side.pg_prewarm(oid) from pg_class
              where relnamespace in ('public'::regnamespace, 'plain'::regnamespace) and relkind in ('r', 'i')",
         )?;
-        let row = client.query_one(
-            "select id, tenant_id, auth_id from plain.users where email = 'user1@example.com'",
-            &[],
-        )?;
-        Ok(Self { size, server, user: row.get(0), tenant: row.get(1), auth_id: row.get(2) })
+        let mut person = |email: &str| -> Result<Person> {
+            let find = "select id, auth_id, tenant_id from plain.users where email = $1";
+            let row = client.query_one(find, &[&email])?;
+            Ok(Person { id: row.get(0), auth_id: row.get(1), tenant: row.get(2) })
+        };
+        let owner = person("user1@example.com")?;
+        let ordinary = person("user2@example.com")?;
+        let admin = person("user3@example.com")?;
+        Ok(Self { size, server, owner, ordinary, admin })
     }
 
+    /// As user 1, where it is somebody.
     pub fn connect(&self, who: As) -> Result<Client> {
+        self.connect_for(who, &self.owner)
+    }
+
+    pub fn connect_for(&self, who: As, person: &Person) -> Result<Client> {
         let mut client = self.server.client(CLONE, who.user())?;
-        client.batch_execute(&self.claims(who))?;
+        client.batch_execute(&who.claims(person))?;
         Ok(client)
     }
 
     /// The same with the lighter client.
     pub fn session(&self, who: As) -> Result<Session> {
         let mut session = self.server.session(CLONE, who.user())?;
-        session.batch(&self.claims(who))?;
+        session.batch(&who.claims(&self.owner))?;
         Ok(session)
-    }
-
-    fn claims(&self, who: As) -> String {
-        if who != As::Member {
-            return String::new();
-        }
-        let auth_id = self.auth_id;
-        format!(r#"set request.jwt.claims = '{{"sub": "{auth_id}", "role": "bench_member"}}'"#)
     }
 
     /// The conversations of user 1 with that many messages when the data set was made.
@@ -119,7 +146,7 @@ impl Bench {
             &format!(
                 "select id from plain.conversations where user_id = $1 and {which} order by md5(id::text)"
             ),
-            &[&self.user, &messages],
+            &[&self.owner.id, &messages],
         )?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }

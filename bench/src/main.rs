@@ -1,5 +1,6 @@
 //! Measures the extension against the same tables without it. `dev/bench` runs it.
 
+mod access;
 mod conversations;
 mod data;
 mod dump;
@@ -31,8 +32,14 @@ fn main() -> ExitCode {
 }
 
 fn rows() -> Vec<row::Row> {
-    let rows =
-        [messages::rows(), conversations::rows(), ids::rows(), dump::rows(), streaming::rows()];
+    let rows = [
+        messages::rows(),
+        conversations::rows(),
+        access::rows(),
+        ids::rows(),
+        dump::rows(),
+        streaming::rows(),
+    ];
     rows.into_iter().flatten().collect()
 }
 

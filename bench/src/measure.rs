@@ -4,7 +4,6 @@
 use std::fs;
 use std::process::{self, Command, Stdio};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +40,31 @@ pub type Figures = Vec<Vec<f64>>;
 pub fn pairs(
     bench: &Bench,
     plan: &Plan,
+    arms: impl FnMut(usize) -> Result<Vec<Arm>>,
+    after: impl FnMut() -> Result<()>,
+) -> Result<Figures> {
+    pairs_amid(bench, plan, || Ok(()), arms, after)
+}
+
+/// The same where another session commits before each call, which is not in the figures: what a
+/// backend remembers from one call for the next must be looked at again.
+pub fn pairs_amid_commits(
+    bench: &Bench,
+    plan: Plan,
+    arms: impl FnMut(usize) -> Result<Vec<Arm>>,
+) -> Result<Figures> {
+    let mut client = bench.connect(As::Superuser)?;
+    client.batch_execute("set synchronous_commit = off")?;
+    let write = client.prepare("update side.trickle set n = n + 1")?;
+    let plan = Plan { turns: plan.turns * plan.calls, calls: 1, ..plan };
+    let commit = || Ok(client.execute(&write, &[]).map(|_| ())?);
+    pairs_amid(bench, &plan, commit, arms, || Ok(()))
+}
+
+fn pairs_amid(
+    bench: &Bench,
+    plan: &Plan,
+    mut before_turn: impl FnMut() -> Result<()>,
     mut arms: impl FnMut(usize) -> Result<Vec<Arm>>,
     mut after: impl FnMut() -> Result<()>,
 ) -> Result<Figures> {
@@ -60,6 +84,7 @@ pub fn pairs(
             for k in 0..arms.len() {
                 let k = if i % 2 == 0 { k } else { arms.len() - 1 - k };
                 let n = (pair + i / 2 + k) % arms.len();
+                before_turn()?;
                 let operations = plan.calls * plan.per_call * arms[n].len();
                 turns[n].push(turn(&mut arms[n], plan.calls)?.as_secs_f64() / operations as f64);
             }
@@ -200,28 +225,6 @@ pub fn expect_rows(
     } else {
         Err(format!("{found} rows where {expected} were expected").into())
     }
-}
-
-/// Runs `work` while another session commits small transactions, so that transaction ids move.
-pub fn beside_a_writer<T>(bench: &Bench, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    const PAUSE: Duration = Duration::from_millis(2);
-    let mut client = bench.connect(As::Superuser)?;
-    client.batch_execute("set synchronous_commit = off")?;
-    let write = client.prepare("update side.trickle set n = n + 1")?;
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| -> Result<()> {
-            while !done.load(Ordering::Relaxed) {
-                client.execute(&write, &[])?;
-                thread::sleep(PAUSE);
-            }
-            Ok(())
-        });
-        let result = work();
-        done.store(true, Ordering::Relaxed);
-        writer.join().map_err(|_| "the writer panicked")??;
-        result
-    })
 }
 
 pub fn median(values: &[f64]) -> f64 {

@@ -5,21 +5,13 @@ use uuid::Uuid;
 
 use crate::Result;
 use crate::data::{As, Bench, share};
-use crate::measure::{Arm, Plan, Work, beside_a_writer, expect_rows, join_backend, pairs};
+use crate::measure::{Arm, Plan, Work, expect_rows, join_backend, pairs};
 use crate::row::{Line, Row, lines, ratio, row};
 
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![row("noise", noise)];
     for messages in [20, 100, 1000] {
         rows.push(row(format!("read-{messages}"), move |bench| read(bench, messages)));
-    }
-    for messages in [20, 100, 1000] {
-        rows.push(row(format!("rls-{messages}"), move |bench| rls(bench, messages)));
-    }
-    for messages in [20, 100, 1000] {
-        rows.push(row(format!("rls-writer-{messages}"), move |bench| {
-            beside_a_writer(bench, || rls(bench, messages))
-        }));
     }
     for (name, who, clients, commit) in [
         ("add-1", As::Bypass, 1, "off"),
@@ -34,9 +26,9 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-const READ: &str = "select * from get_conversation_with_messages($1)";
+pub const READ: &str = "select * from get_conversation_with_messages($1)";
 
-const JOIN: &str = "select c.id, c.session_id, c.title, m.id, m.role::text, m.content, \
+pub const JOIN: &str = "select c.id, c.session_id, c.title, m.id, m.role::text, m.content, \
                            m.sequence_number, m.created_at \
                     from plain.conversations c \
                     left join plain.messages m on m.conversation_id = c.id \
@@ -83,22 +75,8 @@ fn read(bench: &Bench, messages: i32) -> Result<Vec<Line>> {
     Ok(lines(&arms, &figures, &[(0, 1, ratio(1.0)), (0, 2, ratio(1.0))]))
 }
 
-fn rls(bench: &Bench, messages: i32) -> Result<Vec<Line>> {
-    let keys = bench.conversations_of(messages)?;
-    let figures = pairs(
-        bench,
-        &reading(messages),
-        |pair| {
-            let arm = |arm, who| reader(bench, who, READ, share(&keys, arm + pair, 2), messages);
-            Ok(vec![arm(0, As::Member)?, arm(1, As::Bypass)?])
-        },
-        || Ok(()),
-    )?;
-    Ok(lines(&["member", "role that bypasses RLS"], &figures, &[(0, 1, ratio(1.25))]))
-}
-
 /// Turns of a few milliseconds at most: what disturbs one arm disturbs the others too.
-fn reading(messages: i32) -> Plan {
+pub fn reading(messages: i32) -> Plan {
     let turns = match messages {
         20 => 120,
         100 => 90,
@@ -108,7 +86,13 @@ fn reading(messages: i32) -> Plan {
 }
 
 /// Reads one conversation after the other, and makes sure that it gets all of each.
-fn reader(bench: &Bench, who: As, statement: &str, keys: Vec<Uuid>, messages: i32) -> Result<Arm> {
+pub fn reader(
+    bench: &Bench,
+    who: As,
+    statement: &str,
+    keys: Vec<Uuid>,
+    messages: i32,
+) -> Result<Arm> {
     let mut client = bench.connect(who)?;
     join_backend(&mut client)?;
     let statement = client.prepare(statement)?;
@@ -120,9 +104,9 @@ fn reader(bench: &Bench, who: As, statement: &str, keys: Vec<Uuid>, messages: i3
     Ok(vec![Box::new(work)])
 }
 
-const ADD: &str = "select message_id, sequence_number from add_message($1, 'user', $2)";
+pub const ADD: &str = "select message_id, sequence_number from add_message($1, 'user', $2)";
 
-const INSERT: &str = "insert into messages (conversation_id, role, content) \
+pub const INSERT: &str = "insert into messages (conversation_id, role, content) \
                       values ($1, 'user', $2) returning id, sequence_number";
 
 const ADD_PLAIN: &str = "with c as (update plain.conversations \
@@ -133,7 +117,7 @@ const ADD_PLAIN: &str = "with c as (update plain.conversations \
      select id, tenant_id, last_sequence, 'user', $2 from c \
      returning id, sequence_number";
 
-const ADD_PLPGSQL: &str = "select message_id, sequence_number from plain.add_message($1, $2)";
+pub const ADD_PLPGSQL: &str = "select message_id, sequence_number from plain.add_message($1, $2)";
 
 /// Two arms on either side, so that both grow alike.
 fn add(bench: &Bench, who: As, clients: usize, commit: &str) -> Result<Vec<Line>> {
@@ -164,7 +148,7 @@ fn add(bench: &Bench, who: As, clients: usize, commit: &str) -> Result<Vec<Line>
 }
 
 /// Clients that write into conversations of their own, one after the other.
-fn writers(
+pub fn writers(
     bench: &Bench,
     who: As,
     statement: &str,

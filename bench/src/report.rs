@@ -52,7 +52,8 @@ impl Report {
                 &amount(product.median(), *unit),
                 &against.as_ref().map_or(String::new(), |side| amount(side.median(), *unit)),
                 &of_pairs.map_or(String::new(), |(ratio, min, max)| {
-                    format!("{ratio:.2} ({min:.2}–{max:.2})")
+                    let digits = if ratio < 0.095 { 4 } else { 2 };
+                    format!("{ratio:.digits$} ({min:.digits$}–{max:.digits$})")
                 }),
                 &target.map_or(String::new(), |target| words_of(target, *unit)),
             ];

@@ -5,7 +5,7 @@ use super::{APPEND, Commit, Half, INSERT};
 use crate::Result;
 use crate::data::{As, Bench};
 use crate::measure::Plan;
-use crate::row::{Line, Row, lines, ratio, row, speed_up};
+use crate::row::{Line, Row, lines, row, speed_up};
 
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -14,9 +14,6 @@ pub fn rows() -> Vec<Row> {
             let name = format!("stream-append-{clients}{}", commit.suffix());
             rows.push(row(name, move |bench| append(bench, clients, commit)));
         }
-    }
-    for clients in [1, 8] {
-        rows.push(row(format!("stream-member-{clients}"), move |bench| member(bench, clients)));
     }
     rows
 }
@@ -27,7 +24,7 @@ const INSERT_BARE: &str =
 const INSERT_KEYED: &str =
     "insert into side.chunks_with_key (message_id, chunk_content, chunk_index) values ($1, $2, $3)";
 
-fn plan(clients: usize, commit: Commit) -> Plan {
+pub fn plan(clients: usize, commit: Commit) -> Plan {
     let (turns, calls) = match (clients, commit) {
         (1, Commit::Off) => (16, 250),
         (1, _) => (20, 20),
@@ -39,7 +36,7 @@ fn plan(clients: usize, commit: Commit) -> Plan {
     Plan { turns, calls, warm_up: 10, per_call: 1, alone: clients == 1 }
 }
 
-fn per_token(plan: &Plan, clients: usize, commit: Commit) -> Writing {
+pub fn per_token(plan: &Plan, clients: usize, commit: Commit) -> Writing {
     Writing {
         who: As::Bypass,
         half: Half::Product,
@@ -67,16 +64,4 @@ fn append(bench: &Bench, clients: usize, commit: Commit) -> Result<Vec<Line>> {
     }
     let figures = race(bench, &plan, &arms)?;
     Ok(lines(&names, &figures, &comparisons))
-}
-
-fn member(bench: &Bench, clients: usize) -> Result<Vec<Line>> {
-    let plan = plan(clients, Commit::Off);
-    let bypass = per_token(&plan, clients, Commit::Off);
-    let arms = [Writing { who: As::Member, ..bypass }, bypass];
-    let figures = race(bench, &plan, &arms)?;
-    Ok(lines(
-        &["append_chunk, as a member", "role that bypasses RLS"],
-        &figures,
-        &[(0, 1, ratio(1.15))],
-    ))
 }

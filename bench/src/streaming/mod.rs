@@ -1,6 +1,7 @@
 //! Streaming of answers, against what applications make for themselves: a table of chunks with a
 //! surrogate key, a foreign key and two indexes, Redis, or one text that grows.
 
+mod access;
 mod append;
 mod decode;
 mod latency;
@@ -27,6 +28,7 @@ pub fn rows() -> Vec<Row> {
         volume::rows(),
         latency::rows(),
         listeners::rows(),
+        access::rows(),
     ];
     let among_others = |Row { name, run }| {
         row(name, move |bench| {
@@ -115,7 +117,7 @@ impl Commit {
 }
 
 /// Who has the messages that are streamed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Half {
     Product,
     Plain,

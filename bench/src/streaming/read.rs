@@ -34,15 +34,17 @@ const AGGREGATE_SORTED: &str = "select string_agg(chunk_content, '') from ( \
 const RECONSTRUCT_PLPGSQL: &str = "select plain.reconstruct_message($1)";
 
 /// The same answer on both sides.
-struct Answer {
-    product: Uuid,
+pub struct Answer {
+    pub product: Uuid,
     plain: Uuid,
     bytes: usize,
+    /// Of each chunk.
+    sizes: Vec<usize>,
 }
 
 impl Answer {
     /// `words` tokens a chunk.
-    fn write(bench: &Bench, chunks: usize, words: usize) -> Result<Self> {
+    pub fn write(bench: &Bench, chunks: usize, words: usize) -> Result<Self> {
         const WINDOW: usize = 1000;
         let chunks: Vec<String> =
             Tokens::new(0).take(chunks * words).chunks(words).map(<[_]>::concat).collect();
@@ -61,22 +63,29 @@ impl Answer {
             product: write(Half::Product, APPEND_WINDOW)?,
             plain: write(Half::Plain, INSERT_MANY)?,
             bytes: chunks.iter().map(|chunk| chunk.len()).sum(),
+            sizes: chunks.iter().map(|chunk| chunk.len()).collect(),
         };
         // As after a minute of autovacuum, on both sides.
         bench.settle()?;
         Ok(answer)
     }
+
+    /// Of the chunks behind that one.
+    pub fn bytes_after(&self, index: i32) -> usize {
+        self.sizes[(index + 1) as usize..].iter().sum()
+    }
 }
 
 /// Sums up the bytes of one column, and makes sure that it gets all of them.
-fn reader(
+pub fn reader(
     bench: &Bench,
+    who: As,
     statement: &str,
     values: Vec<Value<'static>>,
     column: usize,
     bytes: usize,
 ) -> Result<Arm> {
-    let mut session = bench.session(As::Bypass)?;
+    let mut session = bench.session(who)?;
     join_process(session.backend);
     let statement = session.prepare(statement)?;
     Ok(vec![Box::new(move || {
@@ -102,7 +111,7 @@ fn text(bench: &Bench, chunks: usize) -> Result<Vec<Line>> {
         &Plan { turns, calls, warm_up: 1, per_call: 1, alone: true },
         |_| {
             let reader = |statement, message| {
-                reader(bench, statement, vec![Value::Id(message)], 0, answer.bytes)
+                reader(bench, As::Bypass, statement, vec![Value::Id(message)], 0, answer.bytes)
             };
             Ok(vec![
                 reader(RECONSTRUCT, answer.product)?,
@@ -178,17 +187,30 @@ fn resume(bench: &Bench) -> Result<Vec<Line>> {
     let chunks = 32_000 / bench.size.haste;
     let answer = Answer::write(bench, chunks, 1)?;
     let after = chunks - 100;
-    let tail: usize =
-        Tokens::new(0).take(chunks)[after + 1..].iter().map(|token| token.len()).sum();
+    let tail = answer.bytes_after(after as i32);
     let figures = pairs(
         bench,
         &Plan { turns: 30, calls: 2, warm_up: 5, per_call: 1, alone: true },
         |_| {
             let after = Value::Int(after as i32);
             Ok(vec![
-                reader(bench, READ, vec![Value::Id(answer.product), after], 1, tail)?,
-                reader(bench, READ_AFTER, vec![Value::Id(answer.plain), after], 1, tail)?,
-                reader(bench, READ_ALL, vec![Value::Id(answer.plain)], 1, answer.bytes)?,
+                reader(bench, As::Bypass, READ, vec![Value::Id(answer.product), after], 1, tail)?,
+                reader(
+                    bench,
+                    As::Bypass,
+                    READ_AFTER,
+                    vec![Value::Id(answer.plain), after],
+                    1,
+                    tail,
+                )?,
+                reader(
+                    bench,
+                    As::Bypass,
+                    READ_ALL,
+                    vec![Value::Id(answer.plain)],
+                    1,
+                    answer.bytes,
+                )?,
             ])
         },
         || Ok(()),

@@ -56,8 +56,34 @@ pub struct Writing {
 
 /// As many as all calls of all clients fill, of which each gets a whole answer.
 pub fn messages_for(bench: &Bench, writing: &Writing) -> Result<Vec<Uuid>> {
-    let each = (writing.calls * writing.repeat * writing.window).div_ceil(ANSWER);
-    open(bench, writing.half, each * writing.clients)
+    open(bench, writing.half, count_for(writing))
+}
+
+fn count_for(writing: &Writing) -> usize {
+    (writing.calls * writing.repeat * writing.window).div_ceil(ANSWER) * writing.clients
+}
+
+/// The same for several arms, dealt out in turn: whoever had the latest of them all would add at
+/// the end of an index, which is faster than in the middle.
+fn messages_for_all(bench: &Bench, arms: &[Writing]) -> Result<Vec<Vec<Uuid>>> {
+    let mut dealt = vec![Vec::new(); arms.len()];
+    for half in [Half::Product, Half::Plain] {
+        let of_half: Vec<(usize, usize)> = arms
+            .iter()
+            .enumerate()
+            .filter(|(_, arm)| arm.half == half)
+            .map(|(n, arm)| (n, count_for(arm)))
+            .collect();
+        let rounds = of_half.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        let turns: Vec<usize> = (0..rounds)
+            .flat_map(|round| of_half.iter().filter(move |(_, count)| round < *count))
+            .map(|(n, _)| *n)
+            .collect();
+        for (n, message) in turns.iter().zip(open(bench, half, turns.len())?) {
+            dealt[*n].push(message);
+        }
+    }
+    Ok(dealt)
 }
 
 /// Clients that write, each into messages of its own.
@@ -90,8 +116,8 @@ pub fn writers(bench: &Bench, writing: Writing, messages: &[Uuid]) -> Result<Arm
 /// Seconds a token of each arm.
 pub fn race(bench: &Bench, plan: &Plan, arms: &[Writing]) -> Result<Figures> {
     let writers = |_| {
-        let writers = |arm: &Writing| writers(bench, *arm, &messages_for(bench, arm)?);
-        arms.iter().map(writers).collect()
+        let messages = messages_for_all(bench, arms)?;
+        arms.iter().zip(&messages).map(|(arm, messages)| writers(bench, *arm, messages)).collect()
     };
     let mut figures = pairs(bench, plan, writers, || Ok(()))?;
     for (figures, arm) in figures.iter_mut().zip(arms) {
