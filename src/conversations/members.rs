@@ -108,7 +108,7 @@ impl Held {
     fn claim(id: Uuid, user: Uuid, needs: &Privilege) -> Result<Self, Error> {
         let restricted = may_share(needs)?;
         if restricted {
-            may_manage(id)?;
+            now(|| may_manage(id))?;
         }
         let held = as_owner(&[c"conversations", c"users"], || {
             KEEP_USERS.run(&[arg(id), arg(user)], |_| ())?;

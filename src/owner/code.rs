@@ -26,7 +26,8 @@ pub unsafe fn of_others(relation: pg_sys::Relation) -> BTreeSet<u32> {
         });
         let desc = (*relation).rd_att;
         for column in 1..=(*desc).natts {
-            collect_domain(pg_sys::SPI_gettypeid(desc, column), &mut found);
+            let has_checks = |kind| kind == pg_sys::TYPTYPE_DOMAIN;
+            collect_type(pg_sys::SPI_gettypeid(desc, column), has_checks, &mut found);
         }
         if !(*relation).rd_rules.is_null() {
             found.insert((*(*relation).rd_rel).relnamespace.to_u32());
@@ -72,20 +73,20 @@ unsafe fn collect_index(index: Oid, found: &mut BTreeSet<u32>) {
     }
 }
 
-/// The schema of a domain, whose checks run for each value.
+/// The schema of a type whose checks or input may be functions of others.
 ///
 /// # Safety
 ///
 /// A syscache look-up, released on the spot.
-unsafe fn collect_domain(of_type: Oid, found: &mut BTreeSet<u32>) {
+unsafe fn collect_type(oid: Oid, wanted: impl FnOnce(u8) -> bool, found: &mut BTreeSet<u32>) {
     unsafe {
         let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(of_type));
+        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(oid));
         if tuple.is_null() {
             return;
         }
         let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_type>();
-        if form.typtype as u8 == pg_sys::TYPTYPE_DOMAIN {
+        if wanted(form.typtype as u8) {
             found.insert(form.typnamespace.to_u32());
         }
         pg_sys::ReleaseSysCache(tuple);
@@ -101,8 +102,7 @@ unsafe fn collect(tree: *const std::ffi::c_char, found: &mut BTreeSet<u32>) {
     }
 }
 
-/// Adds the schemas of functions, operators and types with input functions of their own that a tree
-/// names. Those of the system have numbers below the first one that is given to users.
+/// Adds the schemas of functions, operators and types that a tree names. Those of the system have numbers below the first one that is given to users.
 fn collect_text(tree: &str, found: &mut BTreeSet<u32>) {
     for (key, number) in numbers(tree) {
         if number < pg_sys::FirstNormalObjectId {
@@ -115,10 +115,8 @@ fn collect_text(tree: &str, found: &mut BTreeSet<u32>) {
                 ":funcid" | ":opfuncid" => oid,
                 ":opno" => pg_sys::get_opcode(oid),
                 _ => {
-                    let mut function = Oid::INVALID;
-                    let mut io_parameter = Oid::INVALID;
-                    pg_sys::getTypeInputInfo(oid, &mut function, &mut io_parameter);
-                    function
+                    collect_type(oid, |_| true, found);
+                    continue;
                 }
             };
             let is_ours = pg_sys::getExtensionOfObject(pg_sys::ProcedureRelationId, function)
