@@ -302,10 +302,12 @@ fn transfer(call: FunctionCallInfo) -> Result<Datum, Error> {
 }
 
 /// The owner of record first. Names are for whoever reads the conversation; the users themselves are
-/// not.
+/// not, nor what somebody has put in the place of a name to stop others.
 static PEOPLE: Statement = Statement {
     sql: "select pg_catalog.array_agg(p.user_id order by p.place, p.since, p.user_id), \
-              pg_catalog.array_agg(u.name order by p.place, p.since, p.user_id), \
+              pg_catalog.array_agg( \
+                  case when pg_catalog.octet_length(u.name) operator(pg_catalog.<=) 2000 then u.name end \
+                  order by p.place, p.since, p.user_id), \
               pg_catalog.array_agg(p.role order by p.place, p.since, p.user_id), \
               pg_catalog.array_agg(p.since order by p.place, p.since, p.user_id) \
           from (select id, user_id, 'owner' as role, created_at as since, 1 as place \

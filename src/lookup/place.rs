@@ -35,7 +35,10 @@ impl Place {
     pub(super) unsafe fn of(relation: pg_sys::Relation, scan: pg_sys::SysScanDesc) -> Option<Self> {
         unsafe {
             let slot = (*scan).slot;
-            if slot.is_null() || (*slot).tts_ops != &raw const pg_sys::TTSOpsBufferHeapTuple {
+            if slot.is_null()
+                || (*slot).tts_ops != &raw const pg_sys::TTSOpsBufferHeapTuple
+                || (*(*relation).rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID
+            {
                 return None;
             }
             let slot = &*slot.cast::<pg_sys::BufferHeapTupleTableSlot>();
