@@ -87,17 +87,17 @@ fn world() -> Database<'static> {
 }
 
 /// A session that keeps its prepared statements.
-struct Kept {
-    client: Client,
+pub struct Kept {
+    pub client: Client,
     statements: HashMap<String, Statement>,
 }
 
 impl Kept {
-    fn new(client: Client) -> Self {
+    pub fn new(client: Client) -> Self {
         Self { client, statements: HashMap::new() }
     }
 
-    fn ask(&mut self, sql: &str) -> Result<Vec<String>, String> {
+    pub fn ask(&mut self, sql: &str) -> Result<Vec<String>, String> {
         if !self.statements.contains_key(sql) {
             let statement = self.client.prepare(sql).map_err(|error| describe(&error))?;
             self.statements.insert(sql.to_string(), statement);

@@ -3,3 +3,4 @@
 mod doctor;
 mod migrations;
 mod owner;
+mod roles;

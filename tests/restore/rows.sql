@@ -47,17 +47,22 @@ insert into @s@.conversation_members (conversation_id, user_id, role, created_at
 
 -- An import that brought numbers and times of its own.
 insert into @s@.messages (id, conversation_id, sequence_number, role, content, parts, metadata, status, error,
-    prompt_token_count, completion_token_count, model_used, latency_ms, created_at, completed_at, rating) values
+    prompt_token_count, completion_token_count, model_used, latency_ms, created_at, completed_at, rating,
+    author_id, edited_at) values
 ('e0000000-0000-0000-0000-000000000001', 'c0000000-0000-0000-0000-000000000001', 1, 'user',
     E'tab\there\nline \\ back \\. end "q" \'\'', null, '{"a": null, "b": [true, 1e3]}', 'completed', null,
-    null, null, null, null, '2021-05-01 01:02:03.000005+00', null, 1),
+    null, null, null, null, '2021-05-01 01:02:03.000005+00', null, 1,
+    'a1000000-0000-0000-0000-000000000001', null),
 ('e0000000-0000-0000-0000-000000000002', 'c0000000-0000-0000-0000-000000000001', 2, 'assistant', '',
     '[{"type": "tool", "args": {"x": "\u2603"}}]', '{}', 'streaming', null, 10, null, 'GPT-x', null,
-    '2021-05-01 01:02:04+00', null, 7),
+    '2021-05-01 01:02:04+00', null, 7, null, null),
 ('e0000000-0000-0000-0000-000000000003', 'c0000000-0000-0000-0000-000000000001', 3, 'tool', 'x', null, '{}',
-    'failed', 'timeout', 0, 0, null, 12, '2021-05-01 01:02:05+00', '2021-05-01 01:02:06+00', 9),
+    'failed', 'timeout', 0, 0, null, 12, '2021-05-01 01:02:05+00', '2021-05-01 01:02:06+00', 9,
+    'a1000000-0000-0000-0000-000000000003', '2021-05-02 03:04:05.000006+00'),
 ('e0000000-0000-0000-0000-000000000004', 'c0000000-0000-0000-0000-000000000001', 7, 'developer', 'late', null,
-    '{}', 'interrupted', null, null, null, null, null, '2021-05-01 01:02:07+00', null, 10);
+    '{}', 'interrupted', null, null, null, null, null, '2021-05-01 01:02:07+00', null, 10,
+    -- Whoever wrote it was deleted since.
+    '99999999-0000-0000-0000-000000000009', null);
 update @s@.messages set parent_id = 'e0000000-0000-0000-0000-000000000001'
 where id in ('e0000000-0000-0000-0000-000000000002', 'e0000000-0000-0000-0000-000000000003');
 -- Now the parent lies behind its children in the table.
@@ -73,6 +78,15 @@ set pg_conversation.user_id = 'a1000000-0000-0000-0000-000000000001';
 select @s@.create_conversation('The name is free again', 'again', 'again');
 reset pg_conversation.user_id;
 select @s@.add_message('c0000000-0000-0000-0000-000000000004', 'system', 'nobody owns it');
+
+-- Edits: by nobody, by a user, of a long text, of parts alone.
+update @s@.messages set content = 'y' where id = 'e0000000-0000-0000-0000-000000000003';
+set pg_conversation.user_id = 'a1000000-0000-0000-0000-000000000001';
+select @s@.edit_message('e0000000-0000-0000-0000-000000000003', E'tab\there\nline \\. ☃', '[1, {"a": null}]');
+select @s@.edit_message('e0000000-0000-0000-0000-000000000003', repeat('long ', 3000));
+reset pg_conversation.user_id;
+update @s@.messages set parts = null where id = 'e0000000-0000-0000-0000-000000000003';
+update @s@.messages set content = 'short' where client_message_id = 'retry-1' and content like 'long%';
 
 -- Streams in every state, in a conversation of their own.
 insert into @s@.conversations (id, user_id, title) values

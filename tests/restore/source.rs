@@ -15,7 +15,14 @@ pub const BOB: &str = "a1000000-0000-0000-0000-000000000002";
 pub const LIVE: &str = "c0000000-0000-0000-0000-000000000001";
 pub const ARCHIVED: &str = "c0000000-0000-0000-0000-000000000002";
 
-const ROLES: [&str; 4] = [OWNER, "restore_member", "restore_service", "restore_auditor"];
+const ROLES: [&str; 6] = [
+    OWNER,
+    "restore_member",
+    "restore_service",
+    "restore_monitor",
+    "restore_former",
+    "restore_auditor",
+];
 
 pub struct Source<'a> {
     pub database: Database<'a>,
@@ -97,17 +104,24 @@ fn make_roles(server: &Server) {
     for role in ROLES {
         server.role(role);
     }
-    server.connect("postgres", "postgres").run("alter role restore_service bypassrls");
+    server
+        .connect("postgres", "postgres")
+        .run("alter role restore_service bypassrls; alter role restore_former bypassrls");
 }
 
 /// What pg_dumpall --roles-only is for: grants name roles, which belong to no database.
 pub fn copy_roles(from: &Server, to: &Server) {
-    let roles: Vec<String> = from
-        .connect("postgres", "postgres")
-        .values("select rolname::text from pg_roles where rolname !~ '^pg_'");
+    let mut source = from.connect("postgres", "postgres");
+    let roles: Vec<String> =
+        source.values("select rolname::text from pg_roles where rolname !~ '^pg_'");
     for role in roles {
         to.role(&role);
     }
+    let alter: Option<String> = source.value(
+        "select string_agg(format('alter role %I bypassrls', rolname), ';') from pg_roles \
+         where rolbypassrls and rolname !~ '^pg_'",
+    );
+    to.connect("postgres", "postgres").run(&alter.unwrap_or_default());
 }
 
 /// A program of one version told how to reach a server of any.

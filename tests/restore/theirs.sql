@@ -105,6 +105,10 @@ with (publish = 'insert');
 
 select @s@.grant_access('restore_member', 'member');
 select @s@.grant_access('restore_service', 'service');
+select @s@.grant_access('restore_monitor', 'monitor');
+-- Let in and taken out again.
+select @s@.grant_access('restore_former', 'syncer');
+select @s@.revoke_access('restore_former');
 grant usage on schema @s@, app to restore_auditor;
 grant select (id, title, folder), update (folder) on @s@.conversations to restore_auditor;
 grant select on @s@.messages to restore_auditor with grant option;

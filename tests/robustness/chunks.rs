@@ -153,7 +153,11 @@ const SHAPES: &[Shape] = &[
     works(
         "create index on message_chunks (lower(chunk_content), (chunk_index % 2)) include (is_final) where not is_final",
     ),
-    refused("create index on message_chunks ((1 / (chunk_index - 4)))", "22012"),
+    // An index also takes rows that are dead, while somebody may still see them.
+    refused(
+        "truncate message_chunks; create index on message_chunks ((1 / (chunk_index - 4)))",
+        "22012",
+    ),
     honoured(
         "create table log (what text); grant insert, select on log to public; \
          create function note() returns trigger language plpgsql as $$ begin \

@@ -6,7 +6,9 @@ mod cancel;
 mod chunks;
 mod contexts;
 mod input;
+mod names;
 mod paths;
+mod replaced;
 mod rights;
 mod triggers;
 

@@ -6,6 +6,7 @@ use crate::calls::{Ids, functions, make_rows};
 use crate::{attempt, fault};
 
 const MALLORY: &str = "conc_mallory";
+const COLLEAGUE: &str = "00000000-0000-4000-8000-0000000000c0";
 
 /// Functions that answer as the real ones do, but not for anybody else than Mallory.
 const TRAPS: &str = r"
@@ -65,6 +66,9 @@ create table his.conversation_members (conversation_id uuid, user_id uuid);
 create table his.message_chunks (message_id uuid, created_at timestamptz, chunk_index int, is_final bool,
     chunk_content text);
 create table his.schema_version (version int);
+create table his.message_revisions (message_id uuid, revision int, tenant_id uuid, content text, parts jsonb,
+    edited_by uuid, replaced_at timestamptz);
+create table his.access_profiles (role_name text, profile text, granted_at timestamptz);
 create type his.message_role as enum ('user');
 create type his.message_status as enum ('streaming');
 create function his.new_id() returns uuid language plpgsql as $$ begin
@@ -76,6 +80,20 @@ create function his.has_conversation_access(uuid, uuid, text) returns boolean la
     $$ begin return his.new_id() is not null; end $$;
 create function his.has_message_access(uuid, uuid, text) returns boolean language plpgsql as
     $$ begin return his.new_id() is not null; end $$;
+create function his.may_edit_messages() returns boolean language plpgsql as
+    $$ begin return his.new_id() is not null; end $$;
+create function his.is_tenant_admin() returns boolean language plpgsql as
+    $$ begin return his.new_id() is not null; end $$;
+create function his.readable_conversations(uuid) returns uuid[] language plpgsql as
+    $$ begin return array[his.new_id()]; end $$;
+create function his.note_access(text, text) returns void language plpgsql as
+    $$ begin perform his.new_id(); end $$;
+create function his.revoke_all(text) returns void language plpgsql as
+    $$ begin perform his.new_id(); end $$;
+create function his.require_owner() returns void language plpgsql as
+    $$ begin perform his.new_id(); end $$;
+create function his.access_privileges() returns table (profile text, verbs text, relation text)
+    language plpgsql as $$ begin perform his.new_id(); end $$;
 create function his.append_chunk(uuid, text, int, bool) returns boolean language plpgsql as
     $$ begin return his.new_id() is not null; end $$;
 create function his.reconstruct_message(uuid) returns text language plpgsql as
@@ -88,13 +106,17 @@ create temp table messages (like his.messages); create temp table conversations 
 create temp table users (like his.users); create temp table tenants (like his.tenants);
 create temp table schema_version (like his.schema_version);
 create temp table message_chunks (like his.message_chunks);
-create temp table conversation_members (like his.conversation_members)";
+create temp table conversation_members (like his.conversation_members);
+create temp table message_revisions (like his.message_revisions);
+create temp table access_profiles (like his.access_profiles)";
 
 fn set_up(database: &Database) -> Ids {
     let user = Uuid::new_v4();
     database.server.role(MALLORY);
     database.superuser().run(&format!(
-        "create schema his authorization {MALLORY}; select chat.grant_access('{MALLORY}')"
+        "create schema his authorization {MALLORY}; select chat.grant_access('{MALLORY}'); \
+         update chat.tenants set features = '{{\"edit_messages\": true}}'; \
+         insert into chat.users (id) values ('{COLLEAGUE}')"
     ));
     let mut mallory = database.connect(MALLORY);
     mallory.run(TRAPS);
@@ -170,6 +192,35 @@ fn objects_of_the_caller_never_run_with_the_rights_of_the_owner() {
             .into(),
         format!("select * from chat.add_message('{c}', 'user', 'hello', 'user')"),
         format!("select * from chat.add_message('{c}', 'user', 'again', 'key')"),
+        // Edits, by the function, by the policy, by a trigger of ours; members, and what both look up.
+        "update chat.messages set content = 'edited', parts = '[1]'".into(),
+        "update chat.messages set content = 'edited' where role operator(pg_catalog.=) 'user'"
+            .into(),
+        "select chat.edit_message(m.id, 'again') from chat.messages m limit 1".into(),
+        "select chat.edit_message(m.id, 'again', '[2]') from chat.messages m \
+         where m.role operator(pg_catalog.=) 'user'"
+            .into(),
+        "update chat.messages set content = 'edited'; select * from chat.message_revisions".into(),
+        format!(
+            "select chat.add_member('{c}', '{COLLEAGUE}'), chat.add_member('{c}', '{COLLEAGUE}'), \
+             chat.set_member_role('{c}', '{COLLEAGUE}', 'editor'), chat.list_members('{c}')"
+        ),
+        format!(
+            "select chat.add_member('{c}', '{COLLEAGUE}', 'owner'); \
+             select chat.transfer_conversation('{c}', '{COLLEAGUE}'), chat.remove_member('{c}')"
+        ),
+        format!(
+            "select chat.add_member('{c}', '{COLLEAGUE}'), chat.remove_member('{c}', '{COLLEAGUE}')"
+        ),
+        "select chat.may_edit_messages(), chat.storage_folder(), chat.is_tenant_admin()".into(),
+        "set local enable_seqscan = off; select pg_catalog.count(*) from chat.messages; \
+         select pg_catalog.count(*) from chat.conversations; \
+         select pg_catalog.count(*) from chat.message_chunks"
+            .into(),
+        "select * from chat.access_profiles".into(),
+        format!(
+            "select chat.grant_access('{MALLORY}', 'monitor'), chat.revoke_access('{MALLORY}')"
+        ),
         format!("set pg_conversation.user_id = '{}'; select chat.ensure_user()", Uuid::new_v4()),
         format!(
             "set request.jwt.claims = '{{\"sub\": \"{}\"}}'; insert into chat.conversations (title) values ('new')",

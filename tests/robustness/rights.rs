@@ -6,7 +6,7 @@ use pg_conversation_tests::{Database, Server, Session, oldest};
 use crate::fault;
 
 /// A trigger function that makes whoever runs it give all it can.
-const PROMOTE: &str = "
+pub const PROMOTE: &str = "
     create function promote() returns trigger language plpgsql as $$ begin
         execute 'alter role schema_owner superuser'; return coalesce(new, old); end $$;
     create function promote_now() returns boolean language plpgsql as $$ begin
@@ -49,7 +49,7 @@ const ALL_OF_A_STREAM: &str = "
     select purge_conversation('cccccccc-0000-7000-8000-00000000000a');
     delete from conversations";
 
-fn database<'a>(server: &'a Server) -> Database<'a> {
+pub fn database<'a>(server: &'a Server) -> Database<'a> {
     server.role("schema_owner");
     let database = server.empty_database();
     database.superuser().run(&format!(
@@ -59,7 +59,7 @@ fn database<'a>(server: &'a Server) -> Database<'a> {
     database
 }
 
-fn is_superuser(database: &Database) -> bool {
+pub fn is_superuser(database: &Database) -> bool {
     let sql = "select rolsuper from pg_roles where rolname = 'schema_owner'";
     let promoted = database.superuser().value(sql);
     database.superuser().run("alter role schema_owner nosuperuser");

@@ -8,7 +8,7 @@ use crate::{attempt, fault};
 const MALLORY: &str = "conc_mallory";
 
 /// Names of columns that the triggers look for.
-const COLUMNS: [&str; 18] = [
+const COLUMNS: [&str; 24] = [
     "id",
     "message_id",
     "chunk_index",
@@ -27,6 +27,12 @@ const COLUMNS: [&str; 18] = [
     "visibility",
     "sequence_number",
     "updated_at",
+    "parts",
+    "author_id",
+    "edited_at",
+    "auth_id",
+    "is_active",
+    "role_name",
 ];
 
 /// A role without any rights but to its own schema.
@@ -296,6 +302,19 @@ fn an_owner_who_changes_the_type_of_a_column_loses_no_server() {
         ("conversations", "session_id", "uuid", "gen_random_uuid()::text"),
         ("conversations", "title", "bytea", "'5'"),
         ("conversations", "updated_at", "timestamp", "'5'"),
+        ("messages", "author_id", "bigint", "'5'"),
+        ("messages", "author_id", "text", "'5'"),
+        ("messages", "edited_at", "bigint", "'5'"),
+        ("messages", "edited_at", "text", "'5'"),
+        ("messages", "parts", "bytea", "'5'"),
+        ("messages", "parts", "int", "'5'"),
+        ("messages", "content", "bytea", "'5'"),
+        ("messages", "tenant_id", "int", "'5'"),
+        ("message_revisions", "content", "bytea", "'5'"),
+        ("message_revisions", "edited_by", "int", "'5'"),
+        ("conversation_members", "created_at", "int", "'5'"),
+        ("tenants", "features", "text", "'5'"),
+        ("users", "name", "bytea", "'5'"),
     ];
     for (table, column, of, value) in cases {
         wait_until(&mut database_again(&database), "select true");
@@ -305,16 +324,20 @@ fn an_owner_who_changes_the_type_of_a_column_loses_no_server() {
         client.run(
             "do $$ declare x record; begin \
              for x in select conrelid::regclass as t, conname from pg_constraint where contype = 'c' \
-                 and conrelid in ('messages'::regclass, 'conversations'::regclass) \
+                 and connamespace = 'public'::regnamespace and conrelid <> 0 \
              loop execute format('alter table %s drop constraint %I', x.t, x.conname); end loop; \
              for x in select polrelid::regclass as t, polname from pg_policy \
              loop execute format('drop policy %I on %s', x.polname, x.t); end loop; end $$; \
-             drop trigger touch on conversations; drop trigger refuse_move on messages; \
+             drop trigger keep_revision on messages; drop trigger touch on conversations; \
+             drop trigger refuse_move on messages; \
              drop trigger refuse_move on conversations; alter table conversations alter updated_at drop default",
         );
         client.run(&format!(
-            "alter table {table} alter column {column} drop default, \
-             alter column {column} type {of} using null::{of}"
+            "alter table {table} alter column {column} drop not null; \
+             alter table {table} alter column {column} drop default, \
+             alter column {column} type {of} using null::{of}; \
+             create trigger keep_revision before update of content, parts on messages for each row \
+                 when (new.status = old.status) execute function keep_revision()"
         ));
         for sql in [
             "set pg_conversation.user_id = '00000000-0000-4000-8000-00000000000a'; select ensure_user()".to_string(),
@@ -324,6 +347,13 @@ fn an_owner_who_changes_the_type_of_a_column_loses_no_server() {
             format!("select add_message('00000000-0000-4000-8000-0000000000c1', 'user', 'x', {value})"),
             "insert into messages (conversation_id, role, client_message_id) \
              values ('00000000-0000-4000-8000-0000000000c1', 'user', null)".into(),
+            "update messages set content = 'edited'".into(),
+            "update messages set content = null, parts = null".into(),
+            "update messages set parts = '[1]'".into(),
+            "select edit_message(id, 'again', '[2]') from messages".into(),
+            "select add_member('00000000-0000-4000-8000-0000000000c1', id) from users".into(),
+            "select list_members('00000000-0000-4000-8000-0000000000c1')".into(),
+            "select may_edit_messages(), storage_folder()".into(),
         ] {
             if let Err(error) = client.batch_execute(&sql)
                 && let Some(fault) = fault(&error)

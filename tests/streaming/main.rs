@@ -2,6 +2,7 @@
 //! reconnects gets exactly what it lacks, in order.
 
 mod appends;
+mod authors;
 mod cleanup;
 mod crash;
 mod crowd;

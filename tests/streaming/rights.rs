@@ -247,6 +247,10 @@ fn a_member_who_is_removed_reads_no_further() {
             ),
         ),
         (
+            format!("select remove_member('{conversation}', '{viewer}')"),
+            format!("select add_member('{conversation}', '{viewer}')"),
+        ),
+        (
             format!("update users set is_active = false where id = '{viewer}'"),
             format!("update users set is_active = true where id = '{viewer}'"),
         ),
