@@ -134,7 +134,8 @@ fn naming_what_is_another_tenants_is_like_naming_nothing() {
 fn an_id_that_is_taken_says_so_and_nothing_else() {
     let world = world(Server::shared(oldest()));
     let names = names(&world);
-    // The statement, and what is said where the id is taken.
+    // The statement, and what is said where the id is taken. Where an update is not to happen, Postgres
+    // looks at the policy first, or at the condition, by its minor release.
     let cases = [
         ("insert into conversations (id) values ('$c')", "23505"),
         (
@@ -149,7 +150,7 @@ fn an_id_that_is_taken_says_so_and_nothing_else() {
         (
             "insert into conversations (id, title) values ('$c', 'x') on conflict (id) \
              do update set title = conversations.title where false returning title",
-            "42501",
+            "42501|0: ",
         ),
         (
             "insert into messages (id, conversation_id, role) values ('$m', '$own_c', 'user')",
@@ -176,7 +177,10 @@ fn an_id_that_is_taken_says_so_and_nothing_else() {
     for (sql, expected) in cases {
         let twice = ask_twice(&world, "b owner", sql, &names);
         let said = twice.real.text();
-        if !said.starts_with(expected) || said.contains("secret") || twice.is_same() {
+        if !expected.split('|').any(|expected| said.starts_with(expected))
+            || said.contains("secret")
+            || twice.is_same()
+        {
             wrong.push(format!("{sql}\n  {said}\n  {}", twice.unreal.text()));
         }
     }

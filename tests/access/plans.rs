@@ -203,7 +203,10 @@ fn a_function_that_a_member_brings_along_is_shown_his_own_rows_only() {
         "do $do$ declare r record; begin for r in select * from messages loop raise notice '%', r; \
          end loop; end $do$",
     ];
-    for sql in changes {
+    let has_xml: bool = world
+        .root()
+        .value("select setting ~ 'with-libxml' from pg_config where name = 'CONFIGURE'");
+    for sql in changes.into_iter().filter(|sql| has_xml || !sql.contains("_to_xml")) {
         session.run("begin");
         session.run(&sql.replace("$c", &own.id.to_string()));
         session.run("rollback");
