@@ -102,6 +102,34 @@ pub fn in_schema(text: &str, schema: Oid) -> Result<String, Error> {
     Ok(text.replace("@extschema@", &schema_name(schema)?))
 }
 
+/// What `read` makes of the fixed part of a row of the catalog; `None` where there is no such row.
+///
+/// # Safety
+///
+/// `Form` is the struct of the catalog that the cache is of, and the cache has this key alone.
+pub unsafe fn cached<Form, T>(
+    cache: pg_sys::SysCacheIdentifier::Type,
+    key: Datum,
+    read: impl FnOnce(&Form) -> T,
+) -> Option<T> {
+    // SAFETY: the row stays as it is until it is released; an ERROR in between releases it, too.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(cache as i32, key);
+        if tuple.is_null() {
+            return None;
+        }
+        let answer = read(&*pg_sys::GETSTRUCT(tuple).cast::<Form>());
+        pg_sys::ReleaseSysCache(tuple);
+        Some(answer)
+    }
+}
+
+/// What `read` makes of the row of a relation in pg_class.
+pub fn class<T>(relation: Oid, read: impl FnOnce(&pg_sys::FormData_pg_class) -> T) -> Option<T> {
+    // SAFETY: the cache of pg_class by oid.
+    unsafe { cached(pg_sys::SysCacheIdentifier::RELOID, Datum::from(relation), read) }
+}
+
 /// The oid of one of our tables.
 pub fn table(schema: Oid, name: &CStr) -> Result<Oid, Error> {
     // SAFETY: a syscache look-up by name and namespace.

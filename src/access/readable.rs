@@ -87,15 +87,6 @@ pub fn guess() -> Result<(f64, f64), Error> {
 /// How many conversations there are, as far as the catalog knows; at least one.
 fn count_of_all() -> Result<f64, Error> {
     let table = plan::our_table(c"conversations")?;
-    // SAFETY: a syscache look-up, released on the spot.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(table));
-        if tuple.is_null() {
-            return Err(Error::NotInstalled);
-        }
-        let rows = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).reltuples;
-        pg_sys::ReleaseSysCache(tuple);
-        Ok(f64::from(rows.max(1.0)))
-    }
+    let rows = plan::class(table, |row| row.reltuples).ok_or(Error::NotInstalled)?;
+    Ok(f64::from(rows.max(1.0)))
 }

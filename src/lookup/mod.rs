@@ -308,23 +308,9 @@ fn index_that(
             && form.indisvalid
             && has_all
             && wanted(form, keys)
-            && is_btree(index);
+            && plan::class(index, |row| row.relam) == Some(pg_sys::BTREE_AM_OID);
         pg_sys::ReleaseSysCache(tuple);
         fits.then_some(index)
-    }
-}
-
-fn is_btree(index: Oid) -> bool {
-    // SAFETY: a syscache look-up, released on the spot.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(index));
-        if tuple.is_null() {
-            return false;
-        }
-        let access_method = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relam;
-        pg_sys::ReleaseSysCache(tuple);
-        access_method == pg_sys::BTREE_AM_OID
     }
 }
 

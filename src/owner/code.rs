@@ -8,6 +8,7 @@ use pgrx::FromDatum;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::has_triggers;
+use crate::plan;
 
 /// The schemas that such functions lie in.
 ///
@@ -74,23 +75,14 @@ unsafe fn collect_index(index: Oid, found: &mut BTreeSet<u32>) {
 }
 
 /// The schema of a type whose checks or input may be functions of others.
-///
-/// # Safety
-///
-/// A syscache look-up, released on the spot.
-unsafe fn collect_type(oid: Oid, wanted: impl FnOnce(u8) -> bool, found: &mut BTreeSet<u32>) {
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(oid));
-        if tuple.is_null() {
-            return;
+fn collect_type(oid: Oid, wanted: impl FnOnce(u8) -> bool, found: &mut BTreeSet<u32>) {
+    let collect = |row: &pg_sys::FormData_pg_type| {
+        if wanted(row.typtype as u8) {
+            found.insert(row.typnamespace.to_u32());
         }
-        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_type>();
-        if wanted(form.typtype as u8) {
-            found.insert(form.typnamespace.to_u32());
-        }
-        pg_sys::ReleaseSysCache(tuple);
-    }
+    };
+    // SAFETY: the cache of pg_type by oid.
+    unsafe { plan::cached(pg_sys::SysCacheIdentifier::TYPEOID, Datum::from(oid), collect) };
 }
 
 /// # Safety

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
-use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::pg_sys::{self, Oid};
 
 use crate::error::Error;
 use crate::install;
@@ -146,7 +146,8 @@ pub fn require_ours(schema: Oid) -> Result<(), Error> {
     let owner = role()?;
     NAMES.with(|names| {
         let of_another = |name: &&CString| {
-            plan::table(schema, name).is_ok_and(|table| owner_of(table) != Some(owner))
+            let table = plan::table(schema, name);
+            table.is_ok_and(|table| plan::class(table, |row| row.relowner) != Some(owner))
         };
         match names.iter().find(of_another) {
             Some(name) => Err(Error::NotOurTable(name.to_string_lossy().into_owned())),
@@ -155,20 +156,6 @@ pub fn require_ours(schema: Oid) -> Result<(), Error> {
     })?;
     CHECKED.set(Some(plan::generation()));
     Ok(())
-}
-
-fn owner_of(table: Oid) -> Option<Oid> {
-    // SAFETY: a syscache look-up, released on the spot.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, Datum::from(table));
-        if tuple.is_null() {
-            return None;
-        }
-        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
-        pg_sys::ReleaseSysCache(tuple);
-        Some(owner)
-    }
 }
 
 /// schema_version, unless there is none; a table of that name with other columns is somebody

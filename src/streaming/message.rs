@@ -170,19 +170,13 @@ fn may(messages: Oid, id: Uuid, conversation: Uuid, level: Level) -> Result<bool
 /// The label of the enum value in the column of that name.
 fn status_of(row: &Row) -> Option<Status> {
     let value = row.raw(row.column(c"status")?)?;
-    // SAFETY: a look-up by what may be any number, released on the spot; a label is a C string.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::ENUMOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, value);
-        if tuple.is_null() {
-            return None;
-        }
-        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_enum>();
-        let label = CStr::from_ptr(form.enumlabel.data.as_ptr());
-        let status = label.to_str().ok().and_then(Status::parse);
-        pg_sys::ReleaseSysCache(tuple);
-        status
-    }
+    let of_label = |row: &pg_sys::FormData_pg_enum| {
+        // SAFETY: a label is a C string.
+        let label = unsafe { CStr::from_ptr(row.enumlabel.data.as_ptr()) };
+        label.to_str().ok().and_then(Status::parse)
+    };
+    // SAFETY: the cache of pg_enum by oid, asked for what may be any number.
+    unsafe { plan::cached(pg_sys::SysCacheIdentifier::ENUMOID, value, of_label) }.flatten()
 }
 
 /// Whether a dump is being loaded, whose rows stay as they were: pg_dump turns `row_security` off,
