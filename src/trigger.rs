@@ -179,6 +179,13 @@ pub fn inserted(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<(), Erro
     data_of(call, pg_sys::TRIGGER_EVENT_INSERT, table).map(|_| ())
 }
 
+/// When the transaction began, as `now()` says it.
+pub fn now() -> Option<TimestampWithTimeZone> {
+    // SAFETY: a trigger runs inside a transaction.
+    let start = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+    TimestampWithTimeZone::try_from(start).ok()
+}
+
 c_function!(
     /// Moves `updated_at` forward, never back.
     touch_updated_at, pg_finfo_touch_updated_at, touch
@@ -186,9 +193,7 @@ c_function!(
 
 fn touch(call: pg_sys::FunctionCallInfo) -> Result<Datum, Error> {
     let mut row = TriggerRow::new(call)?;
-    // SAFETY: a trigger runs inside a transaction.
-    let now = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-    let mut latest = TimestampWithTimeZone::try_from(now).ok();
+    let mut latest = now();
     for known in [row.old(c"updated_at")?, row.get(c"updated_at")?] {
         latest = latest.max(known);
     }

@@ -240,12 +240,13 @@ fn level_of(id: Uuid, row: &Conversation, person: &Person) -> Result<Level, Erro
     })
 }
 
-/// Whether the caller, if anybody, has this level in a conversation.
+/// The caller's level in a conversation; nobody signed in has none.
+pub fn level_of_caller(conversation: Uuid) -> Result<Level, Error> {
+    identity::person()?.map_or(Ok(Level::None), |person| level_in(conversation, &person))
+}
+
 pub fn has_level(conversation: Uuid, wanted: Level) -> Result<bool, Error> {
-    match identity::person()? {
-        Some(person) => Ok(level_in(conversation, &person)? >= wanted),
-        None => Ok(false),
-    }
+    Ok(level_of_caller(conversation)? >= wanted)
 }
 
 /// Lets answers that hold before `work` hold after it, for `work` writes nothing they rest on.

@@ -205,13 +205,10 @@ unsafe fn is_compared(rel: &pg_sys::RelOptInfo) -> bool {
             let index = &*index.cast::<pg_sys::IndexOptInfo>();
             let is_whole = index.indpred.is_null();
             let has_few = !is_whole && index.tuples < FEW * rel.tuples;
-            let mut columns = (0..index.nkeycolumns as usize).map(|n| *index.indexkeys.add(n));
-            (is_whole || index.predOK)
-                && (has_few
-                    || columns
-                        .by_ref()
-                        .take_while(|column| compared(*column, false))
-                        .any(|column| compared(column, true)))
+            let mut columns = (0..index.nkeycolumns as usize)
+                .map(|n| *index.indexkeys.add(n))
+                .take_while(|column| compared(*column, false));
+            (is_whole || index.predOK) && (has_few || columns.any(|column| compared(column, true)))
         })
     }
 }

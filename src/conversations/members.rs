@@ -1,12 +1,12 @@
 //! Who else is in a conversation: all changes of that, one after another.
 
-use pgrx::Uuid;
 use std::ffi::CStr;
 
+use pgrx::Uuid;
 use pgrx::pg_sys::{Datum, FunctionCallInfo};
 use pgrx::prelude::*;
 
-use crate::access::{Level, has_level, is_restricted, level_in, require_privilege};
+use crate::access::{Level, has_level, is_restricted, level_of_caller, require_privilege};
 use crate::error::{Error, OrRaise};
 use crate::function::{argument, c_function};
 use crate::identity;
@@ -105,7 +105,7 @@ struct Held {
 impl Held {
     /// For somebody who may change its members. Rights are asked before the lock, or a stranger would
     /// stand in the way, and again under it, for they may have been taken while he waited.
-    fn claim(id: Uuid, user: Uuid, needs: &Privilege) -> Result<Self, Error> {
+    fn claim(id: Uuid, user: Uuid, needs: Privilege) -> Result<Self, Error> {
         let restricted = may_share(needs)?;
         if restricted {
             now(|| may_manage(id))?;
@@ -145,21 +145,18 @@ impl Held {
 }
 
 /// Whether the caller is bound by row level security; whoever is not needs what a statement would.
-fn may_share(needs: &Privilege) -> Result<bool, Error> {
+fn may_share(needs: Privilege) -> Result<bool, Error> {
     // SAFETY: raises an error where nothing may be written.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"a change of members".as_ptr()) };
     let restricted = is_restricted(plan::our_table(MEMBERS)?);
-    let (table, privilege, columns) = if restricted { SHARE } else { *needs };
+    let (table, privilege, columns) = if restricted { SHARE } else { needs };
     require_privilege(table, privilege, columns)?;
     Ok(restricted)
 }
 
 /// The caller's level, if he may know of the conversation at all.
 fn level(conversation: Uuid) -> Result<Level, Error> {
-    let level = match identity::person()? {
-        Some(caller) => level_in(conversation, &caller)?,
-        None => Level::None,
-    };
+    let level = level_of_caller(conversation)?;
     if level == Level::None { Err(Error::NoSuchConversation(conversation)) } else { Ok(level) }
 }
 
@@ -188,7 +185,7 @@ fn role(call: FunctionCallInfo) -> Result<String, Error> {
 }
 
 fn with_rights<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    as_owner(&[c"conversations", c"conversation_members", c"users"], work)
+    as_owner(&[c"conversations", MEMBERS, c"users"], work)
 }
 
 c_function!(
@@ -201,7 +198,7 @@ fn add(call: FunctionCallInfo) -> Result<Datum, Error> {
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
     let held =
-        Held::claim(conversation, user, &(MEMBERS, pg_sys::ACL_INSERT, &[c"user_id", c"role"]))?;
+        Held::claim(conversation, user, (MEMBERS, pg_sys::ACL_INSERT, &[c"user_id", c"role"]))?;
     let done = with_rights(|| {
         held.require_colleague(user)?;
         Ok(held.owner != Some(user)
@@ -219,7 +216,7 @@ fn change(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
     let role = role(call)?;
-    let held = Held::claim(conversation, user, &(MEMBERS, pg_sys::ACL_UPDATE, &[c"role"]))?;
+    let held = Held::claim(conversation, user, (MEMBERS, pg_sys::ACL_UPDATE, &[c"role"]))?;
     let done = with_rights(|| {
         let no_member = Error::NoSuchMember { user, conversation };
         if held.owner == Some(user) {
@@ -252,14 +249,14 @@ fn remove(call: FunctionCallInfo) -> Result<Datum, Error> {
     };
     let needs = (MEMBERS, pg_sys::ACL_DELETE, [].as_slice());
     let is_me = identity::person()?.is_some_and(|person| person.id == user);
-    if is_me && may_share(&needs)? && level(conversation)? < Level::Manage {
+    if is_me && may_share(needs)? && level(conversation)? < Level::Manage {
         // He is no member, unless another has just made him an owner.
         let has_left = leave(conversation, user)?;
         if has_left || !matches!(now(|| level(conversation)), Ok(Level::Manage)) {
             return Ok(has_left.into());
         }
     }
-    let held = match Held::claim(conversation, user, &needs) {
+    let held = match Held::claim(conversation, user, needs) {
         // Another owner was faster.
         Err(Error::NotManager(_)) if is_me => return Ok(leave(conversation, user)?.into()),
         held => held?,
@@ -285,7 +282,7 @@ fn transfer(call: FunctionCallInfo) -> Result<Datum, Error> {
     let (conversation, user) = named(call)?;
     let user = user.ok_or(Error::Missing("user_id"))?;
     let held =
-        Held::claim(conversation, user, &(c"conversations", pg_sys::ACL_UPDATE, &[c"user_id"]))?;
+        Held::claim(conversation, user, (c"conversations", pg_sys::ACL_UPDATE, &[c"user_id"]))?;
     let done = with_rights(|| {
         held.require_colleague(user)?;
         if held.owner == Some(user) {
@@ -339,13 +336,11 @@ fn list_members(
 }
 
 fn people(conversation: Uuid) -> Result<impl Iterator<Item = Member>, Error> {
-    require_privilege(c"conversation_members", pg_sys::ACL_SELECT, &[c"user_id", c"role"])?;
-    if is_restricted(plan::our_table(c"conversation_members")?)
-        && !has_level(conversation, Level::Read)?
-    {
+    require_privilege(MEMBERS, pg_sys::ACL_SELECT, &[c"user_id", c"role"])?;
+    if is_restricted(plan::our_table(MEMBERS)?) && !has_level(conversation, Level::Read)? {
         return Err(Error::NoSuchConversation(conversation));
     }
-    let columns = as_owner(&[c"conversations", c"conversation_members", c"users"], || {
+    let columns = with_rights(|| {
         PEOPLE.read(&[arg(conversation)], |row| {
             let ids: Vec<Uuid> = row.get(1)?;
             let names: Vec<Option<String>> = row.get(2)?;

@@ -1,6 +1,5 @@
 //! Edits of messages: who may, and what was there before.
 
-use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 use pgrx::{JsonB, Uuid};
 
@@ -11,7 +10,7 @@ use crate::identity;
 use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
 use crate::streaming::{Message, remove_chunks};
-use crate::trigger::TriggerRow;
+use crate::trigger::{self, TriggerRow};
 
 static KEEP: Statement = Statement {
     sql: "insert into @extschema@.message_revisions \
@@ -51,9 +50,7 @@ fn keep(call: FunctionCallInfo) -> Result<Datum, Error> {
     as_owner(&[c"message_revisions"], || KEEP.run(&args, |_| ()))?;
     // Readers of a stream that has just ended would go on reading what was taken back.
     remove_chunks(id)?;
-    // SAFETY: a trigger runs inside a transaction.
-    let now = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-    row.set(c"edited_at", TimestampWithTimeZone::try_from(now).ok())?;
+    row.set(c"edited_at", trigger::now())?;
     Ok(row.finish())
 }
 
