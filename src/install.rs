@@ -43,7 +43,7 @@ macro_rules! later {
     };
 }
 
-pub const MIGRATIONS: [Migration; 8] = [
+pub const MIGRATIONS: [Migration; 14] = [
     first!(1, "frame"),
     first!(2, "identity"),
     first!(3, "conversations"),
@@ -52,17 +52,28 @@ pub const MIGRATIONS: [Migration; 8] = [
     later!(6, "messages", "revisions", "0006"),
     first!(7, "access"),
     later!(8, "conversations", "visible", "0008"),
+    later!(9, "identity", "time_zone", "0009"),
+    first!(10, "feedback"),
+    first!(11, "usage"),
+    first!(12, "limits"),
+    later!(13, "messages", "first_token", "0013"),
+    first!(14, "maintenance"),
 ];
 
 pub const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
 
 /// Triggers, policies, defaults and comments of each domain; always those of the latest version.
-pub const ATTACHMENTS: [&str; 6] = [
+pub const ATTACHMENTS: [&str; 11] = [
     include_str!("../sql/frame/attach.sql"),
     include_str!("../sql/identity/attach.sql"),
     include_str!("../sql/conversations/attach.sql"),
     include_str!("../sql/messages/attach.sql"),
     include_str!("../sql/streaming/attach.sql"),
+    include_str!("../sql/feedback/attach.sql"),
+    include_str!("../sql/usage/attach.sql"),
+    include_str!("../sql/limits/attach.sql"),
+    include_str!("../sql/maintenance/attach.sql"),
+    include_str!("../sql/monitoring/attach.sql"),
     include_str!("../sql/access/attach.sql"),
 ];
 
@@ -266,6 +277,8 @@ pub fn objects(script: &str) -> Vec<(&'static str, String)> {
         };
         match window {
             ["create", "table", name, ..] => found.push(("table", plain(name))),
+            ["create", "materialized", "view", name, ..] => found.push(("matview", plain(name))),
+            ["create", "or", "replace", "view", name, ..] => found.push(("view", plain(name))),
             ["create", "index", name, ..] | ["create", "unique", "index", name, ..] => {
                 found.push(("index", plain(name)));
             }

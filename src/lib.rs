@@ -12,17 +12,22 @@ mod access;
 mod conversations;
 mod doctor;
 mod error;
+mod feedback;
 mod function;
 mod identity;
 mod install;
+mod limits;
 mod lookup;
+mod maintenance;
 mod messages;
+mod monitoring;
 mod owner;
 mod plan;
 mod settings;
 mod streaming;
 mod supabase;
 mod trigger;
+mod usage;
 mod view;
 
 pgrx::pg_module_magic!(name, version);
@@ -81,5 +86,19 @@ extension_sql_file!(
     name = "streaming_api",
     requires = ["messages_api"]
 );
-extension_sql_file!("../sql/supabase/api.sql", name = "supabase_api", requires = ["streaming_api"]);
+extension_sql_file!("../sql/feedback/api.sql", name = "feedback_api", requires = ["streaming_api"]);
+extension_sql_file!("../sql/usage/api.sql", name = "usage_api", requires = ["feedback_api"]);
+extension_sql_file!("../sql/limits/api.sql", name = "limits_api", requires = ["usage_api"]);
+extension_sql_file!("../sql/analytics/api.sql", name = "analytics_api", requires = ["limits_api"]);
+extension_sql_file!(
+    "../sql/maintenance/api.sql",
+    name = "maintenance_api",
+    requires = ["analytics_api"]
+);
+extension_sql_file!(
+    "../sql/monitoring/api.sql",
+    name = "monitoring_api",
+    requires = ["maintenance_api"]
+);
+extension_sql_file!("../sql/supabase/api.sql", name = "supabase_api", requires = ["monitoring_api"]);
 extension_sql_file!("../sql/frame/install.sql", name = "install", finalize);

@@ -72,6 +72,7 @@ comment on column @extschema@.tenants.system_prompt is 'System prompt of the ten
 comment on column @extschema@.tenants.features is 'Switches of the product, a JSON object.';
 comment on column @extschema@.tenants.rate_limit_per_minute is 'Requests a minute; null is no limit.';
 comment on column @extschema@.tenants.daily_token_limit is 'Tokens a day; null is no limit.';
+comment on column @extschema@.tenants.time_zone is 'Zone whose days its figures and limits go by.';
 comment on column @extschema@.tenants.branding is 'Colours, logo and the like, a JSON object.';
 comment on column @extschema@.tenants.default_visibility is 'Visibility of a conversation that names none.';
 comment on column @extschema@.tenants.is_active is 'False locks out every user of the tenant at once.';

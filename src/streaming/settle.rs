@@ -10,9 +10,11 @@ use super::text::{Builder, assemble};
 use super::{lock, rights};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
+use crate::limits;
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
 use crate::settings::with_index_scans;
+use crate::usage;
 
 static SETTLE: Statement = Statement {
     sql: "update @extschema@.messages set \
@@ -109,6 +111,12 @@ struct Figures {
     model: Arg,
     latency: Arg,
     metadata: Arg,
+}
+
+impl Figures {
+    fn has_tokens(&self) -> bool {
+        self.prompt_tokens.is_some() || self.completion_tokens.is_some()
+    }
 }
 
 /// Removes all chunks of a message; how many there were.
@@ -234,6 +242,10 @@ fn finish(call: FunctionCallInfo) -> Result<Datum, Error> {
     } else {
         fill_in(&message, &figures)?;
     }
+    if figures.has_tokens() {
+        usage::record_message(message.id)?;
+        limits::settle_message(message.id)?;
+    }
     Ok(Datum::null())
 }
 
@@ -273,6 +285,7 @@ fn fail(call: FunctionCallInfo) -> Result<Datum, Error> {
     if message.is_unfinished() {
         let text = text_so_far(&Chunks::read()?, &message)?;
         settle(&message, Status::Failed, text, Some(error), &Figures::default())?;
+        limits::release_message(message.id)?;
         return Ok(Datum::null());
     }
     let is_again = message.status == Status::Failed

@@ -1,0 +1,1 @@
+alter table @extschema@.tenants drop column time_zone;
