@@ -100,5 +100,9 @@ extension_sql_file!(
     name = "monitoring_api",
     requires = ["maintenance_api"]
 );
-extension_sql_file!("../sql/supabase/api.sql", name = "supabase_api", requires = ["monitoring_api"]);
+extension_sql_file!(
+    "../sql/supabase/api.sql",
+    name = "supabase_api",
+    requires = ["monitoring_api"]
+);
 extension_sql_file!("../sql/frame/install.sql", name = "install", finalize);
