@@ -1,8 +1,4 @@
 //! Locks of messages, and locks that only say who is there.
-//!
-//! All are advisory locks of a kind of their own (`objsubid` in `pg_locks`), so they cost no row
-//! version, are released by the end of the transaction, whatever end that is, and deadlocks between
-//! them are found.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -11,17 +7,10 @@ use pgrx::Uuid;
 use pgrx::pg_sys::{self, LOCKMODE, LOCKTAG};
 
 use crate::error::Error;
+use crate::lock::{EXCLUSIVE, Kind, tag};
 use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
 
-/// Held by whoever adds chunks to a message or ends it.
-const MESSAGE: u16 = 101;
-/// Shared by those who wait for chunks of a message.
-const WAITER: u16 = 102;
-/// Shared by those who listen to conversations.
-const LISTENER: u16 = 103;
-
-const EXCLUSIVE: LOCKMODE = pg_sys::ExclusiveLock as LOCKMODE;
 const ROW_EXCLUSIVE: LOCKMODE = pg_sys::RowExclusiveLock as LOCKMODE;
 const SHARE: LOCKMODE = pg_sys::ShareLock as LOCKMODE;
 
@@ -88,7 +77,7 @@ pub fn message(id: Uuid) -> Result<bool, Error> {
 /// From here on the row says that the message is in use. What was taken before, too, stays taken.
 fn give_back(id: Uuid) {
     // SAFETY: taken by the caller.
-    unsafe { pg_sys::LockRelease(&tag(MESSAGE, id), EXCLUSIVE, false) };
+    unsafe { pg_sys::LockRelease(&tag(Kind::Message, id), EXCLUSIVE, false) };
     TAKEN.set(most_locks());
 }
 
@@ -114,7 +103,8 @@ pub fn message_if_free(id: Uuid) -> Result<bool, Error> {
 
 fn take(id: Uuid, dont_wait: bool) -> bool {
     // SAFETY: a valid tag; the lock ends with the transaction.
-    let answer = unsafe { pg_sys::LockAcquire(&tag(MESSAGE, id), EXCLUSIVE, false, dont_wait) };
+    let answer =
+        unsafe { pg_sys::LockAcquire(&tag(Kind::Message, id), EXCLUSIVE, false, dont_wait) };
     if answer == pg_sys::LockAcquireResult::LOCKACQUIRE_OK {
         TAKEN.set(TAKEN.get() + 1);
     }
@@ -126,7 +116,7 @@ pub struct Waiting(LOCKTAG);
 
 impl Waiting {
     pub fn begin(message: Uuid) -> Self {
-        let tag = tag(WAITER, message);
+        let tag = tag(Kind::Waiter, message);
         // SAFETY: nobody takes this lock but shared, so it is free. An ERROR releases it.
         unsafe { pg_sys::LockAcquire(&tag, SHARE, false, false) };
         Self(tag)
@@ -144,7 +134,7 @@ impl Drop for Waiting {
 
 /// Wakes those who wait for chunks of a message. They must be able to see the news by now.
 pub fn wake(message: Uuid) {
-    let tag = tag(WAITER, message);
+    let tag = tag(Kind::Waiter, message);
     // SAFETY: reads the lock table under its own locks; the array is ours to free. Its entries name
     // processes that may be gone by now, which the look-up tells. A process slot never goes away:
     // should it have a new tenant, he looks around and goes on sleeping.
@@ -171,8 +161,8 @@ pub enum Ear {
 impl Ear {
     fn tag(self) -> LOCKTAG {
         match self {
-            Ear::One(conversation) => tag(LISTENER, conversation),
-            Ear::All => tag(LISTENER, Uuid::from_bytes([0; 16])),
+            Ear::One(conversation) => tag(Kind::Listener, conversation),
+            Ear::All => tag(Kind::Listener, Uuid::from_bytes([0; 16])),
         }
     }
 
@@ -228,19 +218,4 @@ unsafe fn process(of: pg_sys::VirtualTransactionId) -> *mut pg_sys::PGPROC {
     return unsafe { pg_sys::BackendIdGetProc(of.backendId) };
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     return unsafe { pg_sys::ProcNumberGetProc(of.procNumber) };
-}
-
-/// Two messages whose ids fall together wait for each other, and that is all.
-fn tag(kind: u16, id: Uuid) -> LOCKTAG {
-    let id = u128::from_be_bytes(*id.as_bytes());
-    let key = (id >> 64) as u64 ^ id as u64;
-    LOCKTAG {
-        // SAFETY: a constant of the backend.
-        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-        locktag_field2: (key >> 32) as u32,
-        locktag_field3: key as u32,
-        locktag_field4: kind,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-    }
 }
