@@ -62,8 +62,14 @@ impl<const N: usize> Composite<N> {
         Self { columns, desc: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
-    pub fn row(&self, mut values: [Datum; N]) -> Datum {
-        let mut nulls = [false; N];
+    pub fn row(&self, values: [Datum; N]) -> Datum {
+        self.row_of(values.map(Some))
+    }
+
+    /// The same where values may be null.
+    pub fn row_of(&self, values: [Option<Datum>; N]) -> Datum {
+        let mut nulls = values.map(|value| value.is_none());
+        let mut values = values.map(|value| value.unwrap_or(Datum::from(0)));
         // SAFETY: a value for each column. The descriptor is made once and lives as long as the
         // backend, which has a single thread.
         unsafe {

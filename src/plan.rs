@@ -9,6 +9,8 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, PgTryBuilder};
 
 use crate::error::Error;
+use crate::settings;
+use crate::trigger::Changed;
 
 /// The extension as this backend last saw it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub fn home() -> Result<Home, Error> {
     if let Some(home) = HOME.get() {
         return Ok(home);
     }
+    // Where the library is preloaded no database was known when it was loaded.
+    settings::require_utf8()?;
     let home = spi(|| {
         // SAFETY: connected; a constant statement without arguments.
         let status = unsafe { pg_sys::SPI_execute(FIND_HOME.as_ptr(), true, 1) };
@@ -170,7 +174,7 @@ pub struct Statement {
     pub types: &'static [Oid],
 }
 
-const MOST_ARGS: usize = 10;
+const MOST_ARGS: usize = 16;
 
 /// One argument; `None` is null.
 pub type Arg = Option<Datum>;
@@ -189,7 +193,7 @@ impl Statement {
     ) -> Result<Option<T>, Error> {
         self.execute(args, row, |plan, values, nulls| {
             // SAFETY: see execute().
-            unsafe { pg_sys::SPI_execute_plan(plan, values, nulls, false, 1) }
+            unsafe { pg_sys::SPI_execute_plan(plan, values, nulls, false, self.most_rows()) }
         })
     }
 
@@ -204,7 +208,25 @@ impl Statement {
             // SAFETY: see execute(); the snapshot is copied.
             unsafe {
                 let (now, none) = (pg_sys::GetLatestSnapshot(), std::ptr::null_mut());
-                pg_sys::SPI_execute_snapshot(plan, values, nulls, now, none, false, true, 1)
+                let most = self.most_rows();
+                pg_sys::SPI_execute_snapshot(plan, values, nulls, now, none, false, true, most)
+            }
+        })
+    }
+
+    /// The same over the rows that a trigger was fired for, which have the names that CREATE TRIGGER
+    /// gives them: no table of such a name is looked for.
+    pub fn run_over<T>(
+        &'static self,
+        changed: &Changed,
+        row: impl FnOnce(&Row) -> T,
+    ) -> Result<Option<T>, Error> {
+        self.execute_over(Some(changed), &[], row, |plan, values, nulls| {
+            // SAFETY: see run_now().
+            unsafe {
+                let (now, none) = (pg_sys::GetLatestSnapshot(), std::ptr::null_mut());
+                let most = self.most_rows();
+                pg_sys::SPI_execute_snapshot(plan, values, nulls, now, none, false, true, most)
             }
         })
     }
@@ -221,8 +243,24 @@ impl Statement {
         })
     }
 
+    /// A search ends with the first row. What writes goes to its end, however many rows it returns:
+    /// triggers of the statement come after the last one.
+    fn most_rows(&self) -> std::ffi::c_long {
+        if self.sql.starts_with("select") { 1 } else { 0 }
+    }
+
     fn execute<T>(
         &'static self,
+        args: &[Arg],
+        row: impl FnOnce(&Row) -> T,
+        call: impl FnOnce(pg_sys::SPIPlanPtr, *mut Datum, *const std::ffi::c_char) -> i32,
+    ) -> Result<Option<T>, Error> {
+        self.execute_over(None, args, row, call)
+    }
+
+    fn execute_over<T>(
+        &'static self,
+        changed: Option<&Changed>,
         args: &[Arg],
         row: impl FnOnce(&Row) -> T,
         call: impl FnOnce(pg_sys::SPIPlanPtr, *mut Datum, *const std::ffi::c_char) -> i32,
@@ -237,6 +275,11 @@ impl Statement {
             }
         }
         spi(|| {
+            if let Some(changed) = changed {
+                // SAFETY: connected; the data of a trigger that is running.
+                let status = unsafe { pg_sys::SPI_register_trigger_data(changed.data()) };
+                check("SPI_register_trigger_data", status)?;
+            }
             let plan = self.plan(home.schema)?;
             // Connected; values and nulls are as long as the plan's arguments.
             check("SPI_execute_plan", call(plan, values.as_mut_ptr(), nulls.as_ptr()))?;
@@ -373,8 +416,9 @@ pub fn script(sql: &str) -> Result<(), Error> {
 pub fn query_text(sql: &str) -> Result<Option<String>, Error> {
     let text = CString::new(sql).map_err(|_| Error::Spi { call: "CString", code: 0 })?;
     spi(|| {
+        // In a snapshot of its own: the caller's may be from before a lock that was waited for.
         // SAFETY: connected; the text is a valid C string.
-        check("SPI_execute", unsafe { pg_sys::SPI_execute(text.as_ptr(), true, 1) })?;
+        check("SPI_execute", unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 1) })?;
         Ok(first_row(|row| row.get(1)).flatten())
     })
 }

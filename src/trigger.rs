@@ -54,7 +54,15 @@ impl TriggerRow {
 
     /// The row that a DELETE is about to take away.
     pub fn deleted(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<Self, Error> {
-        let data = data_of(call, pg_sys::TRIGGER_EVENT_DELETE, table)?;
+        Self::without_changes(call, pg_sys::TRIGGER_EVENT_DELETE, table)
+    }
+
+    fn without_changes(
+        call: pg_sys::FunctionCallInfo,
+        event: u32,
+        table: &CStr,
+    ) -> Result<Self, Error> {
+        let data = data_of(call, event, table)?;
         // SAFETY: see data_of(); this is a trigger for each row.
         unsafe {
             if (*data).tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
@@ -63,6 +71,11 @@ impl TriggerRow {
             let row = Row { tuple: (*data).tg_trigtuple, desc: (*(*data).tg_relation).rd_att };
             Ok(Self { data, row, changes: Vec::new() })
         }
+    }
+
+    /// The row that an INSERT has added.
+    pub fn inserted(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<Self, Error> {
+        Self::without_changes(call, pg_sys::TRIGGER_EVENT_INSERT, table)
     }
 
     pub fn table(&self) -> Oid {
@@ -177,6 +190,90 @@ fn data_of(
 /// Makes sure that a trigger was called for an INSERT statement on a table of ours.
 pub fn inserted(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<(), Error> {
     data_of(call, pg_sys::TRIGGER_EVENT_INSERT, table).map(|_| ())
+}
+
+/// What a statement has done to rows of a table of ours, as a trigger after it hears.
+pub struct Changed {
+    data: *mut pg_sys::TriggerData,
+    pub event: Event,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+impl Changed {
+    pub fn of(call: pg_sys::FunctionCallInfo, table: &CStr) -> Result<Self, Error> {
+        let events = [
+            (pg_sys::TRIGGER_EVENT_INSERT, Event::Insert),
+            (pg_sys::TRIGGER_EVENT_UPDATE, Event::Update),
+            (pg_sys::TRIGGER_EVENT_DELETE, Event::Delete),
+            (pg_sys::TRIGGER_EVENT_TRUNCATE, Event::Truncate),
+        ];
+        // SAFETY: the context of a call by the trigger manager is a TriggerData.
+        unsafe {
+            if !pgrx::trigger_support::called_as_trigger(call) {
+                return Err(Error::NotATrigger);
+            }
+            let data = (*call).context.cast::<pg_sys::TriggerData>();
+            let fired = (*data).tg_event;
+            let kind = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
+            let event = fired & pg_sys::TRIGGER_EVENT_OPMASK;
+            let event = events.iter().find(|(of, _)| *of == event).map(|(_, event)| *event);
+            match event {
+                // A trigger after the statement has neither bit.
+                Some(event)
+                    if fired & kind == 0
+                        && (*(*data).tg_relation).rd_id == plan::our_table(table)? =>
+                {
+                    let changed = Self { data, event };
+                    if changed.has_tables() { Ok(changed) } else { Err(Error::NotATrigger) }
+                }
+                _ => Err(Error::NotATrigger),
+            }
+        }
+    }
+
+    pub fn data(&self) -> *mut pg_sys::TriggerData {
+        self.data
+    }
+
+    pub fn table(&self) -> Oid {
+        // SAFETY: see of().
+        unsafe { (*(*self.data).tg_relation).rd_id }
+    }
+
+    /// Whether no row was changed at all.
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: see of(); where a row was changed one of the tables has it.
+        let count = |table: *mut pg_sys::Tuplestorestate| unsafe {
+            if table.is_null() { 0 } else { pg_sys::tuplestore_tuple_count(table) }
+        };
+        // SAFETY: see of().
+        let (old, new) = unsafe { ((*self.data).tg_oldtable, (*self.data).tg_newtable) };
+        self.event != Event::Truncate && count(old) == 0 && count(new) == 0
+    }
+
+    /// Whether the trigger was made with the names that statements over its rows go by.
+    fn has_tables(&self) -> bool {
+        // SAFETY: see of(); names are C strings, or null.
+        let is = |name: *mut std::ffi::c_char, wanted: &CStr| unsafe {
+            !name.is_null() && CStr::from_ptr(name) == wanted
+        };
+        // SAFETY: see of().
+        let trigger = unsafe { &*(*self.data).tg_trigger };
+        let (old, new) = (is(trigger.tgoldtable, c"old_rows"), is(trigger.tgnewtable, c"new_rows"));
+        match self.event {
+            Event::Insert => new,
+            Event::Update => old && new,
+            Event::Delete => old,
+            Event::Truncate => true,
+        }
+    }
 }
 
 /// When the transaction began, as `now()` says it.
