@@ -25,7 +25,8 @@ pub unsafe fn of_others(relation: pg_sys::Relation) -> BTreeSet<u32> {
             collect(trigger.tgqual, &mut found);
             false
         });
-        let desc = (*relation).rd_att;
+        // A copy for the same reason as of the triggers.
+        let desc = pg_sys::CreateTupleDescCopyConstr((*relation).rd_att);
         for column in 1..=(*desc).natts {
             let has_checks = |kind| kind == pg_sys::TYPTYPE_DOMAIN;
             collect_type(pg_sys::SPI_gettypeid(desc, column), has_checks, &mut found);
@@ -33,7 +34,7 @@ pub unsafe fn of_others(relation: pg_sys::Relation) -> BTreeSet<u32> {
         if !(*relation).rd_rules.is_null() {
             found.insert((*(*relation).rd_rel).relnamespace.to_u32());
         }
-        let constraints = (*(*relation).rd_att).constr;
+        let constraints = (*desc).constr;
         if !constraints.is_null() {
             let constraints = &*constraints;
             for n in 0..constraints.num_check as usize {
@@ -43,6 +44,7 @@ pub unsafe fn of_others(relation: pg_sys::Relation) -> BTreeSet<u32> {
                 collect((*constraints.defval.add(n)).adbin, &mut found);
             }
         }
+        pg_sys::FreeTupleDesc(desc);
         let indexes = pg_sys::RelationGetIndexList(relation);
         let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
         for n in 0..count {
