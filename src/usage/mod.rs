@@ -1,10 +1,24 @@
 //! What models have used, to the token: a ledger of events, and what it adds up to.
+//!
+//! An event is a row that is never changed. What it adds to the sums is written in its transaction, so
+//! the sums are those of the ledger whatever becomes of it.
 
-use pgrx::Uuid;
+use std::ffi::CStr;
 
-use crate::error::Error;
+mod calendar;
+mod correct;
+mod digest;
+mod direct;
+mod event;
+mod message;
+mod reprice;
+mod rights;
+mod slots;
+mod upkeep;
 
-/// Records what a finished message has used, as far as it is known.
-pub fn record_message(_message: Uuid) -> Result<(), Error> {
-    Ok(())
-}
+pub use message::{Noted, record_message};
+pub use slots::any_slot;
+
+/// What recording touches.
+const TABLES: [&CStr; 6] =
+    [c"usage_events", c"usage_days", c"usage_totals", c"model_prices", c"tenants", c"users"];
