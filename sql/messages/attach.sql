@@ -75,6 +75,8 @@ comment on column @extschema@.messages.prompt_token_count is 'Tokens of the prom
 comment on column @extschema@.messages.completion_token_count is 'Tokens of the answer, as the provider counted.';
 comment on column @extschema@.messages.model_used is 'Model that wrote it.';
 comment on column @extschema@.messages.latency_ms is 'Milliseconds from request to end of the answer.';
+comment on column @extschema@.messages.first_token_ms is
+'Milliseconds from the beginning of its stream to the first chunk; noted when the stream ends, once.';
 comment on column @extschema@.messages.error is 'Why it failed.';
 comment on column @extschema@.messages.metadata is 'Anything else, a JSON object.';
 comment on column @extschema@.messages.created_at is 'When it was made.';
@@ -98,6 +100,9 @@ comment on index @extschema@.idx_messages_conversation_seq is
 'Messages of a conversation in order; one message a number.';
 comment on index @extschema@.idx_messages_retry_key is 'One message a retry key and conversation.';
 comment on index @extschema@.idx_messages_parent is 'Answers to a message; serves its foreign key.';
+comment on index @extschema@.idx_messages_tenant_created is
+'Messages of a tenant by time, with what is counted of them.';
+comment on index @extschema@.idx_messages_tenant_answers is 'Answers of a tenant by time.';
 comment on policy messages_read on @extschema@.messages is 'Whoever reads the conversation.';
 comment on policy messages_insert on @extschema@.messages is 'Whoever writes in the conversation.';
 comment on policy messages_update on @extschema@.messages is
