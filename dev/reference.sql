@@ -76,3 +76,33 @@ lines as (
     from tables t join pg_trigger g on g.tgrelid = t.oid and not g.tgisinternal
 )
 select line from lines order by relname, part, nr, key;
+
+-- Indexes of materialized views are listed with them.
+select E'\n## Views\n\nA view shows what its reader may see in the tables. A materialized one is for its owner, and as old as '
+    'the last refresh.' where exists (
+    select from pg_class where relkind in ('v', 'm') and relnamespace = 'public'::regnamespace
+);
+with views as (
+    select c.oid, c.relname, c.relkind
+    from pg_class c where c.relkind in ('v', 'm') and c.relnamespace = 'public'::regnamespace
+),
+lines as (
+    select relname, 1 as part, 0 as nr, '' as key,
+        format(E'\n### %s\n\n%s%s\n\n| column | type | meaning |\n|---|---|---|', relname,
+            case relkind when 'm' then 'Materialized. ' end, obj_description(oid, 'pg_class')) as line
+    from views
+    union all
+    select v.relname, 2, a.attnum, '',
+        format('| `%s` | %s | %s |', a.attname,
+            replace(format_type(a.atttypid, a.atttypmod), 'timestamp with time zone', 'timestamptz'),
+            coalesce(col_description(v.oid, a.attnum), ''))
+    from views v
+    join pg_attribute a on a.attrelid = v.oid and a.attnum > 0 and not a.attisdropped
+    union all
+    select v.relname, 3, 0, i.indexrelid::regclass::text,
+        format(E'\nIndex `%s`: %s', pg_get_indexdef(i.indexrelid), obj_description(i.indexrelid, 'pg_class'))
+    from views v join pg_index i on i.indrelid = v.oid
+    union all
+    select relname, 4, 0, '', format(E'\n```sql\n%s\n```', pg_get_viewdef(oid)) from views where relkind = 'm'
+)
+select line from lines order by relname, part, nr, key;

@@ -3,7 +3,7 @@
 use pgrx::prelude::*;
 
 use crate::error::{Error, OrRaise};
-use crate::install::{self, ATTACHMENTS, MIGRATIONS};
+use crate::install;
 use crate::{owner, plan};
 
 /// A check is a query for one text: what is wrong, or null. `@name@` stands for a list of the
@@ -42,6 +42,25 @@ const CHECKS: &[Check] = &[
         sql: "select string_agg(t, ', ') from unnest(array[@tables@]) t \
               where to_regclass('@extschema@.' || t) is null",
         hint: "Restore them from a backup; migrate() makes only what was never made.",
+    },
+    Check {
+        name: "materialized views",
+        sql: "select string_agg(format('%s is %s', m, case when c.oid is null then 'not there' \
+                     else 'not filled' end), ', ') \
+              from unnest(array[@matviews@]::text[]) m left join pg_class c on c.relname = m \
+              and c.relnamespace = '@extschema@'::regnamespace and c.relkind = 'm' \
+              where c.oid is null or not c.relispopulated",
+        hint: "Run refresh_analytics(), after creating what is not there as in docs/reference.md.",
+    },
+    Check {
+        name: "views",
+        sql: "select string_agg(format('%s is %s', v, case when c.oid is null then 'not there' \
+                     else 'read with the rights of its owner' end), ', ') \
+              from unnest(array[@views@]::text[]) v left join pg_class c on c.relname = v \
+              and c.relnamespace = '@extschema@'::regnamespace and c.relkind = 'v' \
+              where c.oid is null or not exists (select from pg_options_to_table(c.reloptions) o \
+                  where o.option_name = 'security_invoker' and o.option_value::boolean)",
+        hint: RUN_MIGRATE,
     },
     Check {
         name: "row level security",
@@ -85,16 +104,21 @@ const CHECKS: &[Check] = &[
         name: "grants",
         sql: "select string_agg(distinct format('%s on %s to %s', a.privilege_type, c.relname, \
                      case a.grantee when 0 then 'public' else a.grantee::regrole::text end), ', ') \
-              from pg_class c cross join aclexplode(c.relacl) a left join pg_roles r on r.oid = a.grantee \
+              from pg_class c cross join lateral (select * from aclexplode(c.relacl) union all \
+                  select k.* from pg_attribute t cross join aclexplode(t.attacl) k \
+                  where t.attrelid = c.oid and c.relkind <> 'r') a \
+              left join pg_roles r on r.oid = a.grantee \
               left join @extschema@.access_profiles p on p.role_name = r.rolname \
-              where c.relnamespace = '@extschema@'::regnamespace and c.relname = any (array[@tables@]) \
-              and a.grantee <> c.relowner \
-              and (a.grantee = 0 or p.profile in ('anon', 'none') \
-                   or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') \
-                   or not (r.rolsuper or r.rolbypassrls) and (a.privilege_type in ('INSERT', 'UPDATE') \
-                      or a.privilege_type = 'DELETE' and c.relname <> 'conversations'))",
-        hint: "Run migrate(): no policy holds back TRUNCATE, a foreign key or trigger reads rows, and \
-               whole tables are not for members to write.",
+              where c.relnamespace = '@extschema@'::regnamespace and a.grantee <> c.relowner \
+              and (c.relname = any (array[@matviews@]::text[]) \
+                   or c.relname = any (array[@views@]::text[]) and (a.grantee = 0 \
+                      or p.profile in ('anon', 'none') or a.privilege_type <> 'SELECT') \
+                   or c.relname = any (array[@tables@]) and (a.grantee = 0 or p.profile in ('anon', 'none') \
+                      or a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN') \
+                      or not (r.rolsuper or r.rolbypassrls) and (a.privilege_type in ('INSERT', 'UPDATE') \
+                         or a.privilege_type = 'DELETE' and c.relname <> 'conversations')))",
+        hint: "Run migrate(): no policy holds back TRUNCATE, a foreign key or trigger reads rows, whole \
+               tables are not for members to write, and no policy stands before a materialized view.",
     },
     Check {
         name: "profiles",
@@ -121,13 +145,15 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "rows lie in the tenant of their parent",
-        sql: "select format('%s messages, %s conversations, %s revisions', m.n, c.n, r.n) from \
+        sql: "select format('%s messages, %s conversations, %s revisions, %s feedback', m.n, c.n, r.n, f.n) \
+              from (select count(*) n from @extschema@.feedback f join @extschema@.messages m \
+               on m.id = f.message_id where f.tenant_id <> m.tenant_id) f, \
               (select count(*) n from @extschema@.message_revisions r join @extschema@.messages m \
                on m.id = r.message_id where r.tenant_id <> m.tenant_id) r, \
               (select count(*) n from @extschema@.messages m join @extschema@.conversations c \
                on c.id = m.conversation_id where c.tenant_id <> m.tenant_id) m, \
               (select count(*) n from @extschema@.conversations c join @extschema@.users u \
-               on u.id = c.user_id where u.tenant_id <> c.tenant_id) c where m.n + c.n + r.n > 0",
+               on u.id = c.user_id where u.tenant_id <> c.tenant_id) c where m.n + c.n + r.n + f.n > 0",
         hint: "Rows were written with triggers disabled; correct tenant_id from the parent.",
     },
     Check {
@@ -138,11 +164,23 @@ const CHECKS: &[Check] = &[
         hint: "Rows were written with triggers disabled; set last_sequence to the highest number.",
     },
     Check {
+        name: "counts of feedback",
+        sql: "select format('%s messages', count(*)) from \
+              (select message_id, count(*) filter (where rating > 0) as up, \
+                   count(*) filter (where rating < 0) as down \
+               from @extschema@.feedback group by message_id) f \
+              full join @extschema@.feedback_counts c on c.message_id = f.message_id \
+              where f.message_id is null or c.message_id is null \
+              or f.up <> c.thumbs_up or f.down <> c.thumbs_down having count(*) > 0",
+        hint: "Rows were written with triggers disabled; run recount_feedback().",
+    },
+    Check {
         name: "settings",
         sql: "select string_agg(format('%s for %s', setting, coalesce(r.rolname, 'all roles')), ', ') \
               from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole, \
               unnest(s.setconfig) as setting \
-              where setting ~ '^(pg_conversation[.]user_id|request[.]jwt[.]claim|row_security=off)'",
+              where setting ~ '^(pg_conversation[.]user_id|request[.]jwt[.]claim|row_security=off)' \
+              and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))",
         hint: "Identity belongs to a session or transaction; reset it for the role or database.",
     },
 ];
@@ -167,7 +205,7 @@ fn examine() -> Result<Vec<Finding>, Error> {
     let schema = plan::home()?.schema;
     let owner = owner::for_caller()?;
     // The checks read the tables with the rights of their owner, and a view would run its own code.
-    if let Err(error) = owner::require_one_owner(schema, &install::table_names(), owner) {
+    if let Err(error) = owner::require_one_owner(schema, &install::relations(), owner) {
         let hint = "Put the extension's own table back; its data is in a backup.";
         return Ok(vec![(
             "tables belong to one owner",
@@ -205,18 +243,15 @@ fn frozen() -> Result<Finding, Error> {
 }
 
 fn fill_in(sql: &str) -> String {
-    let scripts = || MIGRATIONS.iter().map(|m| m.up).chain(ATTACHMENTS);
-    let list = |kind: &str| {
-        let names: Vec<String> = scripts()
-            .flat_map(install::objects)
-            .filter(|(of, _)| *of == kind)
-            .map(|(_, name)| format!("'{name}'"))
-            .collect();
+    let list = |kind| {
+        let names: Vec<String> = install::all(kind).map(|name| format!("'{name}'")).collect();
         names.join(", ")
     };
     sql.replace("@library@", env!("CARGO_PKG_VERSION"))
         .replace("@latest@", &install::LATEST.to_string())
         .replace("@tables@", &list("table"))
+        .replace("@views@", &list("view"))
+        .replace("@matviews@", &list("matview"))
         .replace("@policies@", &list("policy"))
         .replace("@triggers@", &list("trigger"))
         .replace("@defaults@", &list("default"))

@@ -1,6 +1,8 @@
 //! Every error a user can meet: one message, one SQLSTATE and one hint each.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use std::ffi::CString;
+
+use pgrx::pg_sys::{self, panic::ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use thiserror::Error;
 
@@ -88,6 +90,34 @@ pub enum Error {
     ChunksGone(pgrx::Uuid),
     #[error("the text of the message is larger than 32 MB")]
     TextTooLarge,
+    #[error("a rating is 1 or -1, not {0}")]
+    BadRating(i32),
+    #[error("tenant {0} does not exist")]
+    NoSuchTenant(pgrx::Uuid),
+    #[error("tenant {tenant} has no tokens left today")]
+    NoTokensLeft { tenant: pgrx::Uuid, retry_after: Option<i32> },
+    #[error("reservation {0} does not exist")]
+    NoSuchReservation(pgrx::Uuid),
+    #[error("reservation {0} was settled with another number of tokens")]
+    SettledOtherwise(pgrx::Uuid),
+    #[error("ttl is not between a second and a day")]
+    BadTtl,
+    #[error("rate_states is not as migrate() makes it")]
+    NoPlainStates,
+    #[error("event \"{0}\" does not exist")]
+    NoSuchEvent(String),
+    #[error("idempotency_key \"{0}\" was used for another event")]
+    UsageDiffers(String),
+    #[error("idempotency_key \"{0}\" begins like one of the extension's own")]
+    ReservedKey(String),
+    #[error("{name} must have {least} to {most} characters")]
+    BadLength { name: &'static str, least: usize, most: usize },
+    #[error("usage cannot be recorded: {0}")]
+    BadUsage(String),
+    #[error("a sum of usage is too large")]
+    SumTooLarge,
+    #[error("usage is recorded after the fact, and on a day of the calendar")]
+    BadMoment,
     #[error("{0} must not be negative")]
     Negative(&'static str),
     #[error("{0}")]
@@ -96,6 +126,8 @@ pub enum Error {
     NotForMembers(String),
     #[error("{0} must not be null")]
     Missing(&'static str),
+    #[error("{0}")]
+    Drift(String),
     #[error("this function can only be called by its trigger")]
     NotATrigger,
     #[error("SPI failed in {call}: {code}")]
@@ -107,6 +139,17 @@ impl Error {
     fn detail(&self) -> Option<String> {
         match self {
             Error::OutOfOrder { expected, .. } => Some(format!("expected_index: {expected}")),
+            Error::NoTokensLeft { retry_after, .. } => {
+                retry_after.map(|seconds| format!("retry_after: {seconds}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// A SQLSTATE that Postgres has no name for. PostgREST makes the HTTP status of PT and its number.
+    fn own_code(&self) -> Option<[u8; 5]> {
+        match self {
+            Error::NoTokensLeft { .. } => Some(*b"PT429"),
             _ => None,
         }
     }
@@ -197,9 +240,43 @@ impl Error {
                 ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "An administrator can activate the user and the tenant.".into(),
             ),
-            Error::NoSuchUser(_) | Error::NoSuchConversation(_) | Error::NoSuchMessage(_) => {
+            Error::NoSuchUser(_)
+            | Error::NoSuchConversation(_)
+            | Error::NoSuchMessage(_)
+            | Error::NoSuchTenant(_) => {
                 (ERRCODE_NO_DATA_FOUND, "Check the id, and that the caller may use it.".into())
             }
+            Error::NoSuchEvent(_) => (
+                ERRCODE_NO_DATA_FOUND,
+                "Name an event of kind usage or increment by its idempotency_key.".into(),
+            ),
+            Error::UsageDiffers(_) => (
+                ERRCODE_UNIQUE_VIOLATION,
+                "Retry with the same user, model, usage and occurred_at, or use a new key.".into(),
+            ),
+            Error::ReservedKey(_) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Begin it otherwise than message:, void:, repricing: and increment:.".into(),
+            ),
+            Error::BadLength { .. } => {
+                (ERRCODE_INVALID_PARAMETER_VALUE, "Give one of that length.".into())
+            }
+            Error::SumTooLarge => (
+                ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+                "Void what was recorded by mistake.".into(),
+            ),
+            Error::BadUsage(_) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Give an object of at most 50 figures from 0 to 1000000000000, tokens in whole numbers, under \
+                 names of at most 100 characters; input_tokens and prompt_tokens are the same."
+                    .into(),
+            ),
+            Error::BadMoment => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Give a moment of use from the year 1 on, at most an hour ahead, or leave it out; a day up to \
+                 9999-12-31."
+                    .into(),
+            ),
             Error::NoSuchParent { .. } => (
                 ERRCODE_NO_DATA_FOUND,
                 "A parent is an earlier message of the same conversation.".into(),
@@ -278,6 +355,33 @@ impl Error {
                 ERRCODE_PROGRAM_LIMIT_EXCEEDED,
                 "End it with stop_message or fail_message, which keep the first 32 MB.".into(),
             ),
+            Error::BadRating(_) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Use 1 for thumbs up and -1 for thumbs down, or call withdraw_feedback.".into(),
+            ),
+            Error::NoTokensLeft { .. } => (
+                ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "Try again later, with fewer tokens, or raise daily_token_limit of the tenant."
+                    .into(),
+            ),
+            Error::NoSuchReservation(_) => (
+                ERRCODE_NO_DATA_FOUND,
+                "Check the id; reservations are kept for two days after their end.".into(),
+            ),
+            Error::SettledOtherwise(_) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "A reservation is settled once; one that was released is settled with 0.".into(),
+            ),
+            Error::BadTtl => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "Give as long as the answer may take, a day at most.".into(),
+            ),
+            Error::NoPlainStates => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "Its rows are changed in place: drop what indexes it but its key, and the columns \
+                 that were put before next_at."
+                    .into(),
+            ),
             Error::Negative(_) => {
                 (ERRCODE_INVALID_PARAMETER_VALUE, "Give 0 or more, or leave it out.".into())
             }
@@ -289,6 +393,11 @@ impl Error {
                 "The service and the owner of the tables may change it.".into(),
             ),
             Error::Missing(_) => (ERRCODE_NULL_VALUE_NOT_ALLOWED, "Give it a value.".into()),
+            Error::Drift(_) => (
+                ERRCODE_DATA_CORRUPTED,
+                "Rows were written with triggers disabled, or by hand; docs/maintenance.md tells what to do."
+                    .into(),
+            ),
             Error::NotATrigger => (
                 ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
                 "migrate() makes the triggers that call it.".into(),
@@ -316,6 +425,9 @@ impl<T> OrRaise<T> for Result<T, Error> {
 fn raise(error: Error) -> ! {
     let (code, hint) = error.code_and_hint();
     let detail = error.detail();
+    if let Some(code) = error.own_code() {
+        throw(code, error.to_string(), detail, hint);
+    }
     let report = ErrorReport::new(code, error.to_string(), "pg_conversation");
     let report = match hint {
         Some(hint) => report.set_hint(hint),
@@ -327,5 +439,32 @@ fn raise(error: Error) -> ! {
     };
     report.report(PgLogLevel::ERROR);
     // The report never returns at this level; the type system does not know.
+    std::process::abort()
+}
+
+/// The same with a SQLSTATE that pgrx, which knows those of Postgres alone, would replace.
+fn throw(code: [u8; 5], message: String, detail: Option<String>, hint: Option<String>) -> ! {
+    let sqlstate = |code: [u8; 5]| {
+        let sixbit =
+            |(n, letter): (usize, u8)| i32::from(letter.wrapping_sub(b'0') & 0x3F) << (6 * n);
+        code.into_iter().enumerate().map(sixbit).sum()
+    };
+    // As Postgres keeps them: to the end of the transaction, which is at hand.
+    let words = |text: Option<String>| {
+        text.and_then(|text| CString::new(text).ok()).map_or(std::ptr::null_mut(), |text| {
+            // SAFETY: copies a C string.
+            unsafe { pg_sys::pstrdup(text.as_ptr()) }
+        })
+    };
+    let mut report = pg_sys::ErrorData {
+        elevel: PgLogLevel::ERROR as i32,
+        sqlerrcode: sqlstate(code),
+        message: words(Some(message)),
+        detail: words(detail),
+        hint: words(hint),
+        ..Default::default()
+    };
+    // SAFETY: what is not set is null, as for any report that lacks it. All of it is copied.
+    unsafe { pg_sys::ThrowErrorData(&mut report) };
     std::process::abort()
 }

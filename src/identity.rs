@@ -254,16 +254,31 @@ static LETS_EDIT: Statement = Statement {
     types: &[pg_sys::UUIDOID],
 };
 
+static KEEPS_FIGURES: Statement = Statement {
+    sql: "select features operator(pg_catalog.@>) '{\"figures_from_members\": false}' \
+          from @extschema@.tenants where id operator(pg_catalog.=) $1",
+    types: &[pg_sys::UUIDOID],
+};
+
+/// What the caller's tenant says; no, where there is none.
+fn tenant_says(what: &'static Statement) -> Result<bool, Error> {
+    match person()? {
+        Some(person) => as_owner(&[c"tenants"], || {
+            Ok(what.read(&[arg(person.tenant)], |row| row.get(1))?.flatten() == Some(true))
+        }),
+        None => Ok(false),
+    }
+}
+
 /// Whether the tenant of the caller lets users edit their own messages.
 #[pg_extern(stable, parallel_safe)]
 fn may_edit_messages() -> bool {
-    let allowed = || match person()? {
-        Some(person) => as_owner(&[c"tenants"], || {
-            Ok(LETS_EDIT.read(&[arg(person.tenant)], |row| row.get(1))?.flatten() == Some(true))
-        }),
-        None => Ok(false),
-    };
-    allowed().or_raise()
+    tenant_says(&LETS_EDIT).or_raise()
+}
+
+/// Whether the tenant of the caller believes its users what they say of tokens and models.
+pub fn lets_members_note_figures() -> Result<bool, Error> {
+    Ok(!tenant_says(&KEEPS_FIGURES)?)
 }
 
 /// The folder of the caller in a file storage: his subject, unless he or his tenant is inactive.

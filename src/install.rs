@@ -77,7 +77,7 @@ pub const ATTACHMENTS: [&str; 11] = [
     include_str!("../sql/access/attach.sql"),
 ];
 
-/// Privileges of tables that were just made.
+/// Privileges of relations that were just made.
 const NEW_TABLES: &str = include_str!("../sql/access/new_tables.sql");
 
 /// Triggers that fire on a logical subscriber too: replaying them would make them ordinary ones.
@@ -86,6 +86,14 @@ const ALWAYS: &str = "select string_agg( \
     from pg_trigger t join pg_class c on c.oid = t.tgrelid \
     where c.relnamespace = '@extschema@'::regnamespace and c.relname = any ('{@tables@}') \
     and t.tgenabled = 'A' and not t.tgisinternal";
+
+/// What stands under a name that a view of ours needs. Before the first migration anything is somebody
+/// else's; later, what is no view of ours. One that a DBA has altered is mended by a migrate() that
+/// brings nothing new.
+const TAKEN: &str = "select format('relation \"%s\" already exists', c.relname) from pg_class c \
+    where c.relnamespace = '@extschema@'::regnamespace and c.relname = any ('{@views@}') \
+    and (@installed@ = 0 or c.relkind <> 'v' or @installed@ < @latest@ \
+        and not 'security_invoker=true' = any (coalesce(c.reloptions, '{}'))) limit 1";
 
 static APPLIED: Statement =
     Statement { sql: "select pg_catalog.max(version) from @extschema@.schema_version", types: &[] };
@@ -124,15 +132,16 @@ fn migrate() -> i32 {
         {
             return Err(Error::MigrationChanged { name });
         }
+        refuse_taken_views(schema, installed)?;
         for migration in MIGRATIONS.iter().filter(|m| m.version > installed) {
             apply(migration, schema)?;
         }
-        let tables = list_of(MIGRATIONS.iter());
-        let always = plan::query_text(&fill(ALWAYS, &tables, schema)?)?;
+        let always = plan::query_text(&fill(ALWAYS, schema)?)?;
         for attachment in ATTACHMENTS {
-            plan::script(&fill(attachment, &tables, schema)?)?;
+            attach(attachment, schema)?;
         }
         plan::script(&always.unwrap_or_default())?;
+        fill_views(schema)?;
         Ok(LATEST)
     })
     .or_raise()
@@ -158,13 +167,60 @@ fn uninstall(confirm: Option<&str>) {
 }
 
 fn apply(migration: &Migration, schema: Oid) -> Result<(), Error> {
-    let sql = plan::in_schema(migration.up, schema)?;
+    make(migration.up, schema)?;
+    let made = objects(migration.up).into_iter().filter(|(kind, _)| is_relation(kind));
+    close(&list(made.map(|(_, name)| name)), schema)?;
+    record(migration)
+}
+
+/// Views that it makes start without privileges; those that were there keep theirs.
+fn attach(attachment: &str, schema: Oid) -> Result<(), Error> {
+    let is_new = |view: &String| {
+        let name = CString::new(view.as_str()).unwrap_or_default();
+        plan::table(schema, &name).is_err()
+    };
+    let new: Vec<String> = of_kind(attachment, "view").filter(is_new).collect();
+    make(&fill(attachment, schema)?, schema)?;
+    if new.is_empty() { Ok(()) } else { close(&list(new.into_iter()), schema) }
+}
+
+fn make(script: &str, schema: Oid) -> Result<(), Error> {
+    let sql = plan::in_schema(script, schema)?;
     PgTryBuilder::new(|| plan::script(&sql))
         .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_TABLE, name_taken)
         .catch_when(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, name_taken)
-        .execute()?;
-    plan::script(&fill(NEW_TABLES, &list_of(std::iter::once(migration)), schema)?)?;
-    record(migration)
+        // A view whose columns are not ours is somebody else's.
+        .catch_when(PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION, name_taken)
+        .execute()
+}
+
+/// Takes every privilege on these relations from all but their owner.
+fn close(relations: &str, schema: Oid) -> Result<(), Error> {
+    plan::script(&plan::in_schema(&NEW_TABLES.replace("@relations@", relations), schema)?)
+}
+
+/// A dump of the schema alone brings materialized views that nobody can read, nor refresh beside
+/// readers.
+fn fill_views(schema: Oid) -> Result<(), Error> {
+    for view in all("matview") {
+        let name = CString::new(view.as_str()).unwrap_or_default();
+        let Ok(oid) = plan::table(schema, &name) else { continue };
+        if plan::class(oid, |row| row.relispopulated) == Some(false) {
+            let sql = format!("refresh materialized view @extschema@.{view}");
+            plan::script(&plan::in_schema(&sql, schema)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_taken_views(schema: Oid, installed: i32) -> Result<(), Error> {
+    let sql = TAKEN
+        .replace("@installed@", &installed.to_string())
+        .replace("@latest@", &LATEST.to_string());
+    match plan::query_text(&fill(&sql, schema)?)? {
+        Some(message) => Err(Error::NameTaken { message }),
+        None => Ok(()),
+    }
 }
 
 fn record(migration: &Migration) -> Result<(), Error> {
@@ -238,13 +294,16 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
 /// Rows that migrate() makes are no loss.
 fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
     let ours = match table {
-        "schema_version" => return Ok(()),
+        // What was drawn of a minute is no loss, either.
+        "schema_version" | "rate_states" => return Ok(()),
         "tenants" => " where slug <> 'default' or updated_at <> created_at",
         "access_profiles" => {
             " where (role_name, profile) not in (values ('anon', 'anon'), ('authenticated', 'member'), \
              ('service_role', 'service'), ('conversation_service', 'service'), \
              ('conversation_syncer', 'syncer'))"
         }
+        // What is noted of runs is nobody's work; that somebody has turned a job off is.
+        "maintenance_runs" => " where not enabled",
         _ => "",
     };
     let sql = format!("select 'rows' from @extschema@.{table}{ours} limit 1");
@@ -300,25 +359,57 @@ pub fn objects(script: &str) -> Vec<(&'static str, String)> {
     found
 }
 
+fn of_kind(script: &str, wanted: &'static str) -> impl Iterator<Item = String> {
+    let objects = objects(script).into_iter();
+    objects.filter(move |(kind, _)| *kind == wanted).map(|(_, name)| name)
+}
+
 /// The tables that a migration makes.
 fn tables_of(migration: &Migration) -> impl Iterator<Item = String> {
-    let objects = objects(migration.up).into_iter();
-    objects.filter(|(kind, _)| *kind == "table").map(|(_, name)| name)
+    of_kind(migration.up, "table")
 }
+
+/// Every object of a kind.
+pub fn all(kind: &'static str) -> impl Iterator<Item = String> {
+    let scripts = MIGRATIONS.iter().map(|m| m.up).chain(ATTACHMENTS);
+    scripts.flat_map(move |script| of_kind(script, kind))
+}
+
+fn is_relation(kind: &str) -> bool {
+    RELATIONS.iter().any(|(name, _)| *name == kind)
+}
+
+/// Kinds of relations, as scripts and as pg_class call them.
+const RELATIONS: [(&str, u8); 3] = [
+    ("table", pg_sys::RELKIND_RELATION),
+    ("view", pg_sys::RELKIND_VIEW),
+    ("matview", pg_sys::RELKIND_MATVIEW),
+];
 
 /// Every table, as Postgres takes names.
 pub fn table_names() -> Vec<CString> {
-    let tables = MIGRATIONS.iter().flat_map(tables_of);
-    tables.filter_map(|table| CString::new(table).ok()).collect()
+    all("table").filter_map(|table| CString::new(table).ok()).collect()
 }
 
-/// The tables of some migrations, as the elements of an array.
-fn list_of<'a>(migrations: impl Iterator<Item = &'a Migration>) -> String {
-    migrations.flat_map(tables_of).collect::<Vec<_>>().join(",")
+/// Every table, view and materialized view, with its kind.
+pub fn relations() -> Vec<(CString, u8)> {
+    let named = |(kind, relkind): (&'static str, u8)| {
+        all(kind).filter_map(move |name| Some((CString::new(name).ok()?, relkind)))
+    };
+    RELATIONS.into_iter().flat_map(named).collect()
 }
 
-fn fill(sql: &str, tables: &str, schema: Oid) -> Result<String, Error> {
-    plan::in_schema(&sql.replace("@tables@", tables), schema)
+/// Names as the elements of an array.
+fn list(names: impl Iterator<Item = String>) -> String {
+    names.collect::<Vec<_>>().join(",")
+}
+
+fn fill(sql: &str, schema: Oid) -> Result<String, Error> {
+    let sql = sql
+        .replace("@tables@", &list(all("table")))
+        .replace("@views@", &list(all("view")))
+        .replace("@matviews@", &list(all("matview")));
+    plan::in_schema(&sql, schema)
 }
 
 fn current_database() -> String {
@@ -353,7 +444,7 @@ fn as_installer<T>(work: impl FnOnce(Oid) -> Result<T, Error>) -> Result<T, Erro
     let home = plan::home()?;
     let owner = match owner::role() {
         Ok(owner) => {
-            owner::require_one_owner(home.schema, &table_names(), owner)?;
+            owner::require_one_owner(home.schema, &relations(), owner)?;
             owner
         }
         Err(Error::NotInstalled) => home.owner,
@@ -419,12 +510,36 @@ mod tests {
             "message_chunks",
             "message_revisions",
             "access_profiles",
+            "feedback",
+            "feedback_counts",
+            "usage_events",
+            "usage_days",
+            "usage_totals",
+            "model_prices",
+            "rate_states",
+            "token_windows",
+            "token_reservations",
+            "maintenance_runs",
         ];
         assert_eq!(tables, expected);
         for migration in &MIGRATIONS {
             for table in tables_of(migration) {
                 assert!(migration.down.contains(&format!("drop table @extschema@.{table};")));
             }
+            for view in of_kind(migration.up, "matview") {
+                let drop = format!("drop materialized view @extschema@.{view};");
+                assert!(migration.down.contains(&drop), "{drop}");
+            }
+        }
+    }
+
+    /// Views come with the attachments, which nothing takes back: a migration of the same domain, or
+    /// of one that it needs, takes its views along.
+    #[test]
+    fn every_view_goes_with_a_migration() {
+        for view in ATTACHMENTS.iter().flat_map(|script| of_kind(script, "view")) {
+            let drop = format!("drop view if exists @extschema@.{view};");
+            assert!(MIGRATIONS.iter().any(|m| m.down.contains(&drop)), "{drop}");
         }
     }
 
@@ -433,6 +548,9 @@ mod tests {
         let script = "create table @extschema@.a (\n  id uuid\n);\n\
                       create unique index i on @extschema@.a (id);\n\
                       create policy p on @extschema@.a for select using (true);\n\
+                      create materialized view @extschema@.m as select 1 as one;\n\
+                      create or replace view @extschema@.v with (security_invoker = true) as\n\
+                      select 1 as one;\n\
                       create or replace trigger t\nbefore insert on @extschema@.a\n\
                       for each row execute function @extschema@.f();\n\
                       alter table @extschema@.a alter column id set default @extschema@.g();";
@@ -440,6 +558,8 @@ mod tests {
             ("table", "a"),
             ("index", "i"),
             ("policy", "p on a"),
+            ("matview", "m"),
+            ("view", "v"),
             ("trigger", "t on a"),
             ("default", "a.id"),
         ];

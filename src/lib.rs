@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use crate::error::OrRaise;
 
 mod access;
+mod analytics;
 mod conversations;
 mod doctor;
 mod error;
@@ -17,12 +18,14 @@ mod function;
 mod identity;
 mod install;
 mod limits;
+mod lock;
 mod lookup;
 mod maintenance;
 mod messages;
 mod monitoring;
 mod owner;
 mod plan;
+mod seed;
 mod settings;
 mod streaming;
 mod supabase;
@@ -39,6 +42,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     plan::watch_catalog();
     streaming::watch_transactions();
+    maintenance::register();
 }
 
 // The extension script: Rust functions first, then the SQL functions of each domain, then the
@@ -66,7 +70,14 @@ extension_sql_file!(
         install::migrate,
         install::rollback_to,
         install::uninstall,
+        seed::remove_test_data,
+        seed::seed_test_data,
+        maintenance::launcher::has_maintenance_worker,
+        maintenance::run::require_maintainer,
+        maintenance::run::run_maintenance,
         supabase::link_supabase,
+        usage::reprice::recalculate_costs,
+        usage::upkeep::verify_usage,
     ]
 );
 extension_sql_file!("../sql/identity/api.sql", name = "identity_api", requires = ["frame_api"]);
@@ -100,9 +111,6 @@ extension_sql_file!(
     name = "monitoring_api",
     requires = ["maintenance_api"]
 );
-extension_sql_file!(
-    "../sql/supabase/api.sql",
-    name = "supabase_api",
-    requires = ["monitoring_api"]
-);
+extension_sql_file!("../sql/seed/api.sql", name = "seed_api", requires = ["monitoring_api"]);
+extension_sql_file!("../sql/supabase/api.sql", name = "supabase_api", requires = ["seed_api"]);
 extension_sql_file!("../sql/frame/install.sql", name = "install", finalize);

@@ -1,11 +1,12 @@
 //! Every setting of the extension, in one place, and settings of the server for the length of some
 //! work.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::panic::AssertUnwindSafe;
 
-use pgrx::PostgresGucEnum;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys::{self, Oid};
+use pgrx::{PgTryBuilder, PostgresGucEnum, pg_guard};
 
 use crate::error::Error;
 use crate::plan;
@@ -32,6 +33,22 @@ pub enum ChunkCommit {
 
 /// Milliseconds between notices of one message; -1 for none.
 pub static NOTIFY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(20);
+
+/// Whether the database is one that no test data may be put into.
+static PRODUCTION: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// Databases that the background worker looks after; `None` for none.
+pub static MAINTENANCE_DATABASE: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(None);
+
+/// The role it connects as; `None` for the bootstrap superuser.
+pub static MAINTENANCE_ROLE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// Seconds from one of its runs to the next.
+pub static MAINTENANCE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
+
+/// How long deleted conversations are kept; empty is for ever.
+pub const KEEP_DELETED: &CStr = c"pg_conversation.keep_deleted";
 
 /// Text crosses between Postgres and Rust as UTF-8.
 pub fn require_utf8() -> Result<(), Error> {
@@ -80,10 +97,118 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_bool_guc(
+        c"pg_conversation.production",
+        c"Whether this is a production database.",
+        c"If it is, seed_test_data() refuses.",
+        &PRODUCTION,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_conversation.maintenance_database",
+        c"Databases, separated by commas, in which the background worker runs run_maintenance().",
+        c"It runs where shared_preload_libraries has pg_conversation.",
+        &MAINTENANCE_DATABASE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_conversation.maintenance_role",
+        c"Role that the background worker connects as.",
+        c"Empty is the superuser that initdb made; it becomes the owner of the tables.",
+        &MAINTENANCE_ROLE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_conversation.maintenance_interval",
+        c"Time from one run of the background worker to the next.",
+        c"Which jobs are due then is said in maintenance_runs.",
+        &MAINTENANCE_INTERVAL,
+        1,
+        86_400,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    define_keep_deleted();
     unsafe {
         // SAFETY: called from _PG_init; the name is a static C string.
         pg_sys::MarkGUCPrefixReserved(c"pg_conversation".as_ptr());
     }
+}
+
+/// pgrx defines no settings with a check of their own.
+fn define_keep_deleted() {
+    static mut VALUE: *mut c_char = std::ptr::null_mut();
+    // SAFETY: called once from _PG_init; the strings are static, and so is the place for the value,
+    // which only Postgres reads and writes.
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            KEEP_DELETED.as_ptr(),
+            c"How long deleted conversations are kept, an interval.".as_ptr(),
+            c"Empty is for ever. run_maintenance() removes what was deleted longer ago.".as_ptr(),
+            &raw mut VALUE,
+            c"30 days".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            0,
+            Some(check_keep_deleted),
+            None,
+            None,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_keep_deleted(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: Postgres hands over a C string, or null for none.
+    let is_fine = unsafe {
+        let text = *value;
+        text.is_null() || *text == 0 || interval_days(text).is_some_and(|d| (0..=DAYS).contains(&d))
+    };
+    if !is_fine {
+        // SAFETY: Postgres takes the text into its message and forgets it.
+        unsafe {
+            let hint =
+                c"Give an interval from 0 to 1000 years, such as 30 days, or nothing at all.";
+            pg_sys::GUC_check_errhint_string = pg_sys::pstrdup(hint.as_ptr());
+        }
+    }
+    is_fine
+}
+
+/// A thousand years of twelve such months.
+const DAYS: i64 = 360_000;
+
+/// An interval in whole days, a month being 30; `None` for what is none.
+unsafe fn interval_days(text: *const c_char) -> Option<i64> {
+    // A setting may be checked in any process of the server, at any time: this needs no catalog and no
+    // transaction. Versions before 16 tell by an error what is no interval.
+    unsafe extern "C-unwind" {
+        fn interval_in(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+    }
+    PgTryBuilder::new(AssertUnwindSafe(|| {
+        let (text, none) = (pg_sys::Datum::from(text), pg_sys::Datum::from(0));
+        // SAFETY: the arguments of interval_in: text, element type, modifier.
+        let interval = unsafe {
+            let parsed = pg_sys::DirectFunctionCall3Coll(
+                Some(interval_in),
+                Oid::INVALID,
+                text,
+                none,
+                pg_sys::Datum::from(-1i32),
+            );
+            &*parsed.cast_mut_ptr::<pg_sys::Interval>()
+        };
+        let days = interval.time.div_euclid(86_400_000_000) + i64::from(interval.day);
+        Some(days + 30 * i64::from(interval.month))
+    }))
+    .catch_others(|_| None)
+    .execute()
 }
 
 /// The value of any setting, ours or not; empty counts as absent, as `SET LOCAL` leaves it behind.
@@ -125,6 +250,21 @@ pub fn with_search_path<T>(
 /// Plans `work` for an index, whatever the statistics of a table say that fills and empties all day.
 pub fn with_index_scans<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let _settings = OwnSettings::begin(&[(c"enable_seqscan", c"off"), (c"jit", c"off")]);
+    work()
+}
+
+/// Lets `work` wait for a lock so many milliseconds at most.
+pub fn with_patience<T>(
+    milliseconds: i32,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    // SAFETY: reads a setting.
+    let own = unsafe { pg_sys::LockTimeout };
+    if (1..=milliseconds).contains(&own) {
+        return work();
+    }
+    let value = CString::new(milliseconds.to_string()).unwrap_or_default();
+    let _settings = OwnSettings::begin(&[(c"lock_timeout", &value)]);
     work()
 }
 

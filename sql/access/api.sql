@@ -43,19 +43,20 @@ comment on function @extschema@.require_owner() is
 'Raises an error unless the caller owns the tables of the extension.';
 
 -- What each profile may do, table by table. Policies decide on rows; these are the verbs and
--- columns. Numbers, tenants and authors are never a member's to choose. An upsert sets the id, which a
+-- columns. Numbers, tenants and authors are never a member's to choose. An upsert sets the key, which a
 -- trigger keeps as it is.
 create function @extschema@.access_privileges()
 returns table (profile text, verbs text, relation text)
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-    with columns (of_new_messages, of_conversations, of_chunks) as (values (
+    with columns (of_new_messages, of_conversations, of_chunks, of_feedback) as (values (
         'id, conversation_id, role, status, content, parts, parent_id, client_message_id, '
         'prompt_token_count, completion_token_count, model_used, latency_ms, error, metadata, '
         'created_at, completed_at',
         'session_id, continuation_id, title, visibility, is_archived, is_pinned, tags, summary, '
         'expires_at, metadata',
-        'message_id, chunk_index, is_final, chunk_content'
+        'message_id, chunk_index, is_final, chunk_content',
+        'message_id, user_id, rating, comment, metadata'
     ))
     select p.profile, p.verbs, p.relation
     from columns c
@@ -69,6 +70,8 @@ as $$
         ('member', 'select, insert (' || c.of_new_messages || '), update (content, parts)', 'messages'),
         ('member', 'select', 'message_revisions'),
         ('member', 'select, insert (' || c.of_chunks || ')', 'message_chunks'),
+        ('member', 'select, insert (' || c.of_feedback || '), update (' || c.of_feedback || ')', 'feedback'),
+        ('member', 'select', 'feedback_counts'),
         ('service', 'select, insert, update', 'tenants'),
         ('service', 'select, insert, update', 'users'),
         ('service', 'select, delete', 'conversations'),
@@ -82,8 +85,30 @@ as $$
             'model_used, latency_ms, error, metadata, completed_at)', 'messages'),
         ('service', 'select', 'message_revisions'),
         ('service', 'select, delete, insert (' || c.of_chunks || ')', 'message_chunks'),
+        ('service', 'select, delete, insert (id, created_at, ' || c.of_feedback || ')', 'feedback'),
+        ('service', 'update (' || c.of_feedback || ')', 'feedback'),
+        ('service', 'select', 'feedback_counts'),
+        -- A reservation takes more columns than this one: the functions ask for it, a statement cannot use it.
+        ('service', 'select, insert (id)', 'token_reservations'),
+        ('service', 'select', 'token_windows'),
+        ('service', 'select', 'rate_states'),
+        ('member', 'select', 'usage_events'),
+        ('member', 'select', 'usage_days'),
+        ('member', 'select', 'usage_totals'),
+        ('member', 'select', 'usage_metrics'),
+        ('member', 'select', 'usage_by_month'),
+        ('member', 'select', 'current_day_usage'),
+        ('service', 'select, insert (tenant_id, user_id, model, usage, idempotency_key, occurred_at)',
+            'usage_events'),
+        ('service', 'select', 'usage_days'),
+        ('service', 'select', 'usage_totals'),
+        ('service', 'select', 'usage_metrics'),
+        ('service', 'select', 'usage_by_month'),
+        ('service', 'select', 'current_day_usage'),
+        ('service', 'select, insert, update, delete', 'model_prices'),
         ('service', 'select', 'access_profiles'),
         ('service', 'select', 'schema_version'),
+        ('service', 'select, update (every, enabled)', 'maintenance_runs'),
         ('syncer', 'select, insert', 'tenants'),
         ('syncer', 'select, insert, update', 'users'),
         ('syncer', 'select, insert (id, tenant_id, user_id, created_at, ' || c.of_conversations || ')',
@@ -95,7 +120,18 @@ as $$
         ('syncer', 'select', 'message_chunks'),
         ('syncer', 'select', 'schema_version'),
         ('monitor', 'select', 'access_profiles'),
-        ('monitor', 'select', 'schema_version')
+        ('monitor', 'select', 'schema_version'),
+        ('service', 'select', 'stats'),
+        ('service', 'select', 'stats_tables'),
+        ('service', 'select', 'stats_indexes'),
+        ('monitor', 'select', 'stats'),
+        ('monitor', 'select', 'stats_tables'),
+        ('monitor', 'select', 'stats_indexes'),
+        ('monitor', 'select', 'usage_totals'),
+        ('monitor', 'select (tenant_id, date, model, slot, prompt_tokens, completion_tokens, request_count, '
+            'unpriced_count, cost)', 'usage_days'),
+        ('monitor', 'select (tenant_id, rating, created_at)', 'feedback'),
+        ('monitor', 'select', 'maintenance_runs')
     ) as p (profile, verbs, relation);
 $$;
 comment on function @extschema@.access_privileges() is
@@ -143,6 +179,12 @@ begin
         raise exception 'role "%" does not bypass row level security', role
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'It acts for every tenant. Run ALTER ROLE ... BYPASSRLS as a superuser.';
+    end if;
+    if exists (
+        select from @extschema@.access_privileges() p where to_regclass(format('%s.%I', '@extschema@', p.relation)) is null
+    ) then
+        raise exception 'the tables of pg_conversation are missing or of an older version'
+            using errcode = 'object_not_in_prerequisite_state', hint = 'Run migrate() as the owner of the extension.';
     end if;
     perform @extschema@.note_access(role, profile);
 

@@ -85,6 +85,37 @@ begin
 end;
 $$;
 
+-- A materialized view has rows of every tenant and no policy, so it is its owner's alone. A view asks the
+-- policies of the tables in the name of its reader, and is for reading.
+do $$
+declare
+    found record;
+begin
+    for found in
+        select distinct
+            c.oid::regclass as relation,
+            case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee,
+            case when c.relkind = 'm' or a.grantee = 0 then 'all' else a.privilege_type end as verb
+        from pg_class c
+        cross join lateral (
+            select of_all.grantee, of_all.privilege_type from aclexplode(c.relacl) of_all
+            union all
+            select of_column.grantee, of_column.privilege_type
+            from pg_attribute t
+            cross join aclexplode(t.attacl) of_column
+            where t.attrelid = c.oid
+        ) a
+        where c.relnamespace = '@extschema@'::regnamespace and a.grantee <> c.relowner
+        and (
+            c.relname = any ('{@matviews@}')
+            or (c.relname = any ('{@views@}') and (a.grantee = 0 or a.privilege_type <> 'SELECT'))
+        )
+    loop
+        execute format('revoke %s on %s from %s cascade', found.verb, found.relation, found.grantee);
+    end loop;
+end;
+$$;
+
 comment on table @extschema@.access_profiles is
 'What grant_access was last asked to give each role; migrate() gives it again.';
 comment on column @extschema@.access_profiles.role_name is 'The role.';

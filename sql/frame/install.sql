@@ -1,3 +1,14 @@
+-- The library says so as well, but not in a server that has preloaded it.
+do $$
+begin
+    if pg_catalog.current_setting('server_encoding') operator(pg_catalog.<>) 'UTF8' then
+        raise exception 'pg_conversation needs a database with encoding UTF8'
+            using errcode = 'feature_not_supported',
+                hint = 'Create the database with ENCODING ''UTF8'' TEMPLATE template0.';
+    end if;
+end;
+$$;
+
 -- Tables that are here already must be the installer's: somebody else's would give him all rows.
 do $$
 begin

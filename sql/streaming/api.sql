@@ -24,11 +24,13 @@ create function @extschema@.begin_message(
     parent_id uuid default null,
     client_message_id text default null,
     model text default null,
-    metadata jsonb default null
+    metadata jsonb default null,
+    reserve_tokens bigint default null
 ) returns uuid
 language c as 'MODULE_PATHNAME', 'begin_message';
-comment on function @extschema@.begin_message(uuid, text, uuid, text, text, jsonb) is
-'Begins a streamed message and returns its id; with a client_message_id, a retry returns the first one.';
+comment on function @extschema@.begin_message(uuid, text, uuid, text, text, jsonb, bigint) is
+'Begins a streamed message and returns its id; with a client_message_id, a retry returns the first one. With
+reserve_tokens, only if the tenant has as many left today, which finish_message settles.';
 
 create function @extschema@.append_chunk(
     message_id uuid,

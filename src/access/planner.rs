@@ -2,6 +2,8 @@
 //! messages`: whoever passes the policy has the conversation among those that he may read, and an
 //! index with them is a better way in than the whole table.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, List, Node, NodeTag, Oid};
 
 use super::readable::guess;
@@ -185,7 +187,7 @@ fn is_joined(rel: &pg_sys::RelOptInfo) -> bool {
 
 /// Whether the query says what the first column of an index equals, or a later one where those before
 /// are known; or asks for the few rows that an index has alone. What policies say comes before what
-/// the query says.
+/// the query says. The tenant is no way in: a policy lets nobody into another one.
 ///
 /// # Safety
 ///
@@ -205,10 +207,15 @@ unsafe fn is_compared(rel: &pg_sys::RelOptInfo) -> bool {
             let index = &*index.cast::<pg_sys::IndexOptInfo>();
             let is_whole = index.indpred.is_null();
             let has_few = !is_whole && index.tuples < FEW * rel.tuples;
+            let is_tenant = |n| {
+                let name = pg_sys::get_attname(index.indexoid, n as i16 + 1, true);
+                !name.is_null() && CStr::from_ptr(name) == c"tenant_id"
+            };
             let mut columns = (0..index.nkeycolumns as usize)
-                .map(|n| *index.indexkeys.add(n))
-                .take_while(|column| compared(*column, false));
-            (is_whole || index.predOK) && (has_few || columns.any(|column| compared(column, true)))
+                .map(|n| (n, *index.indexkeys.add(n)))
+                .take_while(|(_, column)| compared(*column, false));
+            (is_whole || index.predOK)
+                && (has_few || columns.any(|(n, column)| compared(column, true) && !is_tenant(n)))
         })
     }
 }

@@ -17,9 +17,16 @@ use crate::owner::as_owner;
 use crate::plan::{Statement, arg};
 use crate::trigger::{self, TriggerRow};
 
+// It was asked for when it was announced: its first token is here. See SETTLE about made-up times.
 static START: Statement = Statement {
-    sql: "update @extschema@.messages \
-          set status = 'streaming', stream_started_at = pg_catalog.clock_timestamp() \
+    sql: "update @extschema@.messages set \
+              status = 'streaming', \
+              stream_started_at = pg_catalog.clock_timestamp(), \
+              first_token_ms = coalesce(first_token_ms, ( \
+                  select pg_catalog.floor(took.s operator(pg_catalog.*) 1000)::pg_catalog.int4 \
+                  from (select pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) \
+                      operator(pg_catalog.-) pg_catalog.date_part('epoch', created_at)) as took (s) \
+                  where took.s operator(pg_catalog.>=) 0 and took.s operator(pg_catalog.<) 2000000)) \
           where id operator(pg_catalog.=) $1",
     types: &[pg_sys::UUIDOID],
 };

@@ -160,14 +160,15 @@ impl Chunks {
         view: View,
         mut read: impl FnMut(&Chunk),
     ) -> Result<Prefix, Error> {
-        let mut prefix = Prefix { next: 0, is_final: false };
+        let mut prefix = Prefix { next: 0, is_final: false, first_at: None };
         let mut scan = self.from(message, 0, view);
         while let Some(chunk) = scan.next() {
             if chunk.index != prefix.next || prefix.is_final {
                 break;
             }
             read(&chunk);
-            prefix = Prefix { next: chunk.index + 1, is_final: chunk.is_final };
+            let first_at = prefix.first_at.or(Some(chunk.created));
+            prefix = Prefix { next: chunk.index + 1, is_final: chunk.is_final, first_at };
             if prefix.next % 1024 == 0 {
                 pgrx::check_for_interrupts!();
             }
@@ -193,6 +194,8 @@ pub struct Prefix {
     pub next: i32,
     /// Whether the last of them is final.
     pub is_final: bool,
+    /// When the first of them was written, as Postgres counts time.
+    pub first_at: Option<i64>,
 }
 
 /// Which rows a scan sees.

@@ -167,6 +167,13 @@ fn may(messages: Oid, id: Uuid, conversation: Uuid, level: Level) -> Result<bool
         && (!has_other_policies(messages)? || VISIBLE.read(&[arg(id)], |_| ())?.is_some()))
 }
 
+/// The same for a caller of whom it is not known whether he is bound: what hangs on a message is for
+/// those who read it.
+pub fn may_read(message: Uuid, conversation: Uuid) -> Result<bool, Error> {
+    let messages = plan::our_table(c"messages")?;
+    Ok(!is_restricted(messages) || may(messages, message, conversation, Level::Read)?)
+}
+
 /// The label of the enum value in the column of that name.
 fn status_of(row: &Row) -> Option<Status> {
     let value = row.raw(row.column(c"status")?)?;

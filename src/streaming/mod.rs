@@ -20,6 +20,8 @@ mod text;
 mod upkeep;
 mod write;
 
-pub use commit::watch_transactions;
-pub use message::Message;
+pub use commit::{tokens, watch_transactions};
+pub use message::{Message, is_restoring, may_read};
+pub use rights::may_note_figures;
 pub use settle::remove_chunks;
+pub use upkeep::{MOST_AT_ONCE, clean_up_some, recover_some};

@@ -8,6 +8,7 @@ use pgrx::pg_sys::{self, Oid};
 
 use crate::access::{is_restricted, require_privilege};
 use crate::error::Error;
+use crate::identity;
 use crate::plan;
 
 /// To add to a message or to end it.
@@ -26,6 +27,11 @@ pub fn to_write() -> Result<(), Error> {
 fn refuse_if_read_only() {
     // SAFETY: raises an error where nothing may be written.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"a stream".as_ptr()) };
+}
+
+/// Whether the caller is believed what he says of tokens and models.
+pub fn may_note_figures() -> Result<bool, Error> {
+    Ok(!is_restricted(plan::our_table(c"messages")?) || identity::lets_members_note_figures()?)
 }
 
 /// To stop what one reads.

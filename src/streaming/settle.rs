@@ -1,7 +1,7 @@
 //! The end of a stream: its chunks become the text of the message, once.
 
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
-use pgrx::{IntoDatum, Uuid};
+use pgrx::{FromDatum, IntoDatum, Uuid};
 
 use super::chunks::{Chunks, Prefix, View};
 use super::commit::{self, News};
@@ -14,8 +14,11 @@ use crate::limits;
 use crate::owner::as_owner;
 use crate::plan::{Arg, Statement, arg};
 use crate::settings::with_index_scans;
-use crate::usage;
+use crate::usage::{self, Noted};
 
+// The first token counts once, whatever comes of the stream afterwards. One that is resumed before it had any
+// begins anew.
+// Times that a client has made up, infinite ones among them, give none rather than an error.
 static SETTLE: Statement = Statement {
     sql: "update @extschema@.messages set \
               status = $2::@extschema@.message_status, \
@@ -26,6 +29,11 @@ static SETTLE: Statement = Statement {
               model_used = coalesce($7, model_used), \
               latency_ms = coalesce($8, latency_ms), \
               metadata = metadata operator(pg_catalog.||) coalesce($9, '{}'), \
+              first_token_ms = coalesce(first_token_ms, ( \
+                  select pg_catalog.floor(took.s operator(pg_catalog.*) 1000)::pg_catalog.int4 \
+                  from (select pg_catalog.date_part('epoch', $10) operator(pg_catalog.-) \
+                      pg_catalog.date_part('epoch', coalesce(stream_started_at, created_at))) as took (s) \
+                  where took.s operator(pg_catalog.>=) 0 and took.s operator(pg_catalog.<) 2000000)), \
               completed_at = case when $2 operator(pg_catalog.<>) 'interrupted' \
                              then pg_catalog.clock_timestamp() end \
           where id operator(pg_catalog.=) $1",
@@ -39,10 +47,12 @@ static SETTLE: Statement = Statement {
         pg_sys::TEXTOID,
         pg_sys::INT4OID,
         pg_sys::JSONBOID,
+        pg_sys::TIMESTAMPTZOID,
     ],
 };
 
-/// Whether figures agree with those that are noted, and whether they add to them.
+/// Whether figures agree with those that are noted, whether they add to them, and whether tokens and model
+/// were not known.
 static COMPARE: Statement = Statement {
     sql: "select coalesce(prompt_token_count operator(pg_catalog.=) $2, true) \
               and coalesce(completion_token_count operator(pg_catalog.=) $3, true) \
@@ -54,7 +64,8 @@ static COMPARE: Statement = Statement {
               or (completion_token_count is null and $3 is not null) \
               or (model_used is null and $4 is not null) \
               or (latency_ms is null and $5 is not null) \
-              or not metadata operator(pg_catalog.@>) coalesce($6, '{}') \
+              or not metadata operator(pg_catalog.@>) coalesce($6, '{}'), \
+              prompt_token_count is null, completion_token_count is null, model_used is null \
           from @extschema@.messages where id operator(pg_catalog.=) $1",
     types: FIGURES,
 };
@@ -117,6 +128,14 @@ impl Figures {
     fn has_tokens(&self) -> bool {
         self.prompt_tokens.is_some() || self.completion_tokens.is_some()
     }
+
+    /// What is billed is for those to say whom the DBA trusts with it.
+    fn require_trust(&self) -> Result<(), Error> {
+        if (self.has_tokens() || self.model.is_some()) && !rights::may_note_figures()? {
+            return Err(Error::NotForMembers("figures are for the service to note".into()));
+        }
+        Ok(())
+    }
 }
 
 /// Removes all chunks of a message; how many there were.
@@ -141,20 +160,21 @@ fn claim(call: FunctionCallInfo) -> Result<Message, Error> {
 fn settle(
     message: &Message,
     status: Status,
-    text: Option<Builder>,
+    so_far: SoFar,
     error: Arg,
     figures: &Figures,
 ) -> Result<(), Error> {
     let args = [
         arg(message.id),
         arg(status.name()),
-        text.map(Builder::into_text),
+        so_far.text.map(Builder::into_text),
         error,
         figures.prompt_tokens,
         figures.completion_tokens,
         figures.model,
         figures.latency,
         figures.metadata,
+        so_far.first_at.map(Datum::from),
     ];
     as_owner(&[c"messages"], || SETTLE.run_now(&args, |_| ()))?;
     if let Some(text) = args[2] {
@@ -167,12 +187,26 @@ fn settle(
     Ok(())
 }
 
-/// The text so far; `None` where there are no chunks, and what the message has is its text.
-fn text_so_far(chunks: &Chunks, message: &Message) -> Result<Option<Builder>, Error> {
+/// What has been streamed.
+struct SoFar {
+    /// `None` where there are no chunks, and what the message has is its text.
+    text: Option<Builder>,
+    /// When its first chunk was written.
+    first_at: Option<i64>,
+}
+
+impl SoFar {
+    fn new(text: Builder, prefix: &Prefix) -> Self {
+        Self { text: (prefix.next > 0).then_some(text), first_at: prefix.first_at }
+    }
+}
+
+/// The text so far, as much of it as a message takes.
+fn text_so_far(chunks: &Chunks, message: &Message) -> Result<SoFar, Error> {
     let (mut text, prefix) = assemble(chunks, message.id, View::Instant)?;
     let length = up_to(text.bytes(), MOST_BYTES);
     text.truncate(length);
-    Ok((prefix.next > 0).then_some(text))
+    Ok(SoFar::new(text, &prefix))
 }
 
 /// At most so many bytes, and whole characters.
@@ -210,8 +244,7 @@ fn settle_whole(
     if text.bytes().len() > MOST_BYTES {
         return Err(Error::TextTooLarge);
     }
-    let text = (prefix.next > 0).then_some(text);
-    settle(message, Status::Completed, text, None, figures)
+    settle(message, Status::Completed, SoFar::new(text, prefix), None, figures)
 }
 
 c_function!(
@@ -228,8 +261,9 @@ fn finish(call: FunctionCallInfo) -> Result<Datum, Error> {
         latency: raw_argument(call, 4),
         metadata: raw_argument(call, 5),
     };
+    figures.require_trust()?;
     let message = claim(call)?;
-    if message.is_unfinished() {
+    let noted = if message.is_unfinished() {
         let chunks = Chunks::read()?;
         let (text, prefix) = assemble(&chunks, message.id, View::Instant)?;
         if let Some(got) = behind_gap(&chunks, &message, &prefix) {
@@ -237,20 +271,24 @@ fn finish(call: FunctionCallInfo) -> Result<Datum, Error> {
             return Err(Error::OutOfOrder { message, got, expected });
         }
         settle_whole(&message, text, &prefix, &figures)?;
+        // SAFETY: declared as integers.
+        let (prompt_tokens, completion_tokens) = unsafe { (argument(call, 1), argument(call, 2)) };
+        let model = figures.model.is_some();
+        Noted { prompt_tokens, completion_tokens, model, is_end: true }
     } else if message.status == Status::Failed || !message.was_streamed {
         return Err(message.not_streaming());
     } else {
-        fill_in(&message, &figures)?;
-    }
+        fill_in(&message, &figures)?
+    };
+    usage::record_message(message.id, noted)?;
     if figures.has_tokens() {
-        usage::record_message(message.id)?;
         limits::settle_message(message.id)?;
     }
     Ok(Datum::null())
 }
 
 /// Notes figures of a message that has ended already: each is written once.
-fn fill_in(message: &Message, figures: &Figures) -> Result<(), Error> {
+fn fill_in(message: &Message, figures: &Figures) -> Result<Noted, Error> {
     let args = [
         arg(message.id),
         figures.prompt_tokens,
@@ -260,16 +298,28 @@ fn fill_in(message: &Message, figures: &Figures) -> Result<(), Error> {
         figures.metadata,
     ];
     as_owner(&[c"messages"], || {
-        let found =
-            COMPARE.run_now(&args, |row| (row.get(1) == Some(true), row.get(2) == Some(true)));
-        let (agree, add) = found?.unwrap_or((false, false));
+        let found = COMPARE.run_now(&args, |row| {
+            let is_true = |n| row.get(n) == Some(true);
+            // SAFETY: integers.
+            let tokens = |n, arg: Arg| {
+                arg.filter(|_| is_true(n)).and_then(|arg| unsafe { i32::from_datum(arg, false) })
+            };
+            let noted = Noted {
+                prompt_tokens: tokens(3, figures.prompt_tokens),
+                completion_tokens: tokens(4, figures.completion_tokens),
+                model: figures.model.is_some() && is_true(5),
+                is_end: false,
+            };
+            (is_true(1), is_true(2), noted)
+        });
+        let (agree, add, noted) = found?.unwrap_or_default();
         if !agree {
             return Err(Error::FiguresDiffer(message.id));
         }
         if add {
             FILL_IN.run_now(&args, |_| ())?;
         }
-        Ok(())
+        Ok(noted)
     })
 }
 
@@ -283,8 +333,8 @@ fn fail(call: FunctionCallInfo) -> Result<Datum, Error> {
     let error = raw_argument(call, 1).ok_or(Error::Missing("error"))?;
     let message = claim(call)?;
     if message.is_unfinished() {
-        let text = text_so_far(&Chunks::read()?, &message)?;
-        settle(&message, Status::Failed, text, Some(error), &Figures::default())?;
+        let so_far = text_so_far(&Chunks::read()?, &message)?;
+        settle(&message, Status::Failed, so_far, Some(error), &Figures::default())?;
         limits::release_message(message.id)?;
         return Ok(Datum::null());
     }
@@ -312,14 +362,14 @@ fn stop(call: FunctionCallInfo) -> Result<Datum, Error> {
     if !message.is_unfinished() {
         return Err(message.not_streaming());
     }
-    let mut text = text_so_far(&Chunks::read()?, &message)?;
+    let mut so_far = text_so_far(&Chunks::read()?, &message)?;
     let mut is_cut = false;
-    if let (Some(text), Some(seen)) = (&mut text, seen) {
+    if let (Some(text), Some(seen)) = (&mut so_far.text, seen) {
         let length = bytes_of(text.bytes(), seen);
         is_cut = length < text.bytes().len();
         text.truncate(length);
     }
-    settle(&message, Status::Stopped, text, None, &Figures::default())?;
+    settle(&message, Status::Stopped, so_far, None, &Figures::default())?;
     if is_cut {
         // They hold more than the text does now; readers get it whole.
         remove_chunks(message.id)?;
@@ -357,14 +407,14 @@ fn resume(call: FunctionCallInfo) -> Result<Datum, Error> {
 
 /// Marks a stream that nobody goes on with, and keeps its text. The caller holds its lock.
 pub fn interrupt(message: &Message) -> Result<(), Error> {
-    let text = text_so_far(&Chunks::read()?, message)?;
-    settle(message, Status::Interrupted, text, None, &Figures::default())
+    let so_far = text_so_far(&Chunks::read()?, message)?;
+    settle(message, Status::Interrupted, so_far, None, &Figures::default())
 }
 
 /// Puts the text of a message together that a client has ended by an UPDATE of its status alone.
 pub fn keep_text(message: &Message) -> Result<(), Error> {
-    let text = text_so_far(&Chunks::read()?, message)?;
-    settle(message, message.status, text, None, &Figures::default())
+    let so_far = text_so_far(&Chunks::read()?, message)?;
+    settle(message, message.status, so_far, None, &Figures::default())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::message::{Message, Status};
 use super::{lock, rights, settle};
 use crate::error::Error;
 use crate::function::{argument, c_function, raw_argument};
-use crate::owner::{self, as_owner};
+use crate::owner::{as_owner, in_their_house};
 use crate::plan::{Arg, Statement, arg};
 use crate::settings::with_index_scans;
 use crate::trigger::TriggerRow;
@@ -47,7 +47,7 @@ static ANY: Statement =
     Statement { sql: "select true from @extschema@.messages limit 1", types: &[] };
 
 /// What is locked in one call stays so until it commits.
-const MOST_AT_ONCE: i32 = 1000;
+pub const MOST_AT_ONCE: i32 = 1000;
 
 c_function!(
     /// Marks streams without a new chunk as interrupted.
@@ -58,21 +58,13 @@ c_function!(
 
 fn recover(call: FunctionCallInfo) -> Result<Datum, Error> {
     rights::to_keep_house()?;
-    in_their_house(|| recover_some(call))
-}
-
-/// A superuser who keeps house in somebody else's database leaves nothing behind that would run
-/// with his rights.
-fn in_their_house<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let owner = owner::role()?;
-    // SAFETY: reads backend-local state.
-    let is_guest = unsafe { pg_sys::superuser() && pg_sys::GetUserId() != owner };
-    if is_guest { owner::as_owner_confined(owner, work) } else { work() }
-}
-
-fn recover_some(call: FunctionCallInfo) -> Result<Datum, Error> {
     let idle = raw_argument(call, 0).ok_or(Error::Missing("idle"))?;
     let most = most(call)?;
+    Ok(Datum::from(in_their_house(|| recover_some(idle, most))?))
+}
+
+/// Marks so many at most; how many it were.
+pub fn recover_some(idle: Datum, most: i32) -> Result<i32, Error> {
     let mut recovered = 0;
     // All of them are looked at, for the oldest may be in use.
     for id in stalled(idle, None)?.unwrap_or_default() {
@@ -89,7 +81,7 @@ fn recover_some(call: FunctionCallInfo) -> Result<Datum, Error> {
         }
         pgrx::check_for_interrupts!();
     }
-    Ok(Datum::from(recovered))
+    Ok(recovered)
 }
 
 fn stalled(idle: Datum, id: Option<Uuid>) -> Result<Option<Vec<Uuid>>, Error> {
@@ -140,12 +132,14 @@ c_function!(
 
 fn clean_up_many(call: FunctionCallInfo) -> Result<Datum, Error> {
     rights::to_keep_house()?;
-    in_their_house(|| clean_up_some(call))
-}
-
-fn clean_up_some(call: FunctionCallInfo) -> Result<Datum, Error> {
     let older_than = raw_argument(call, 0).ok_or(Error::Missing("older_than"))?;
     let most = most(call)?;
+    let (_, removed) = in_their_house(|| clean_up_some(older_than, most))?;
+    Ok(Datum::from(removed))
+}
+
+/// Takes the chunks of so many messages at most; how many messages it were, and how many chunks.
+pub fn clean_up_some(older_than: Datum, most: i32) -> Result<(i32, i32), Error> {
     let (mut messages, mut removed) = (0, 0);
     let mut after = None;
     let chunks = Chunks::read()?;
@@ -174,7 +168,7 @@ fn clean_up_some(call: FunctionCallInfo) -> Result<Datum, Error> {
             messages += 1;
         }
     }
-    Ok(Datum::from(removed))
+    Ok((messages, removed))
 }
 
 /// Whether nobody needs the chunks of a message any more.
