@@ -45,7 +45,7 @@ struct Row {
 }
 
 /// Tables that the matrix knows: the key of a row, and the row's conversation, tenant and user.
-const TABLES: [(&str, &str, &str); 9] = [
+const TABLES: [(&str, &str, &str); 27] = [
     ("tenants", "id", "select id, null::uuid, id, null::uuid from tenants"),
     ("users", "id", "select id, null::uuid, tenant_id, id from users"),
     ("conversations", "id", "select id, id, tenant_id, user_id from conversations"),
@@ -66,6 +66,89 @@ const TABLES: [(&str, &str, &str); 9] = [
         "message_id",
         "select message_id, conversation_id, m.tenant_id, author_id \
          from message_revisions join messages m on id = message_id",
+    ),
+    ("feedback", "id", "select id, conversation_id, tenant_id, user_id from feedback"),
+    (
+        "feedback_counts",
+        "message_id",
+        "select message_id, conversation_id, tenant_id, null::uuid from feedback_counts",
+    ),
+    (
+        "message_feedback_summary",
+        "message_id",
+        "select message_id, null::uuid, null::uuid, null::uuid from message_feedback_summary",
+    ),
+    (
+        "usage_events",
+        "idempotency_key",
+        "select idempotency_key, null::uuid, tenant_id, user_id from usage_events",
+    ),
+    (
+        "usage_days",
+        "concat(tenant_id, '/', user_id)",
+        "select concat(tenant_id, '/', user_id), null::uuid, tenant_id, user_id from usage_days",
+    ),
+    (
+        "usage_totals",
+        "tenant_id",
+        "select tenant_id, null::uuid, tenant_id, null::uuid from usage_totals",
+    ),
+    ("model_prices", "id", "select id, null::uuid, null::uuid, null::uuid from model_prices"),
+    (
+        "usage_metrics",
+        "concat(tenant_id, '/', user_id)",
+        "select concat(tenant_id, '/', user_id), null::uuid, tenant_id, user_id from usage_metrics",
+    ),
+    (
+        "usage_by_month",
+        "tenant_id",
+        "select tenant_id, null::uuid, tenant_id, null::uuid from usage_by_month",
+    ),
+    (
+        "current_day_usage",
+        "concat(tenant_id, '/', user_id)",
+        "select concat(tenant_id, '/', user_id), null::uuid, tenant_id, user_id from current_day_usage",
+    ),
+    (
+        "monthly_usage_summary",
+        "concat(tenant_id, '/', user_id)",
+        "select concat(tenant_id, '/', user_id), null::uuid, null::uuid, null::uuid \
+         from monthly_usage_summary",
+    ),
+    (
+        "rate_states",
+        "tenant_id",
+        "select tenant_id, null::uuid, tenant_id, null::uuid from rate_states",
+    ),
+    (
+        "token_windows",
+        "tenant_id",
+        "select tenant_id, null::uuid, tenant_id, null::uuid from token_windows",
+    ),
+    (
+        "token_reservations",
+        "id",
+        "select id, null::uuid, tenant_id, user_id from token_reservations",
+    ),
+    (
+        "maintenance_runs",
+        "job",
+        "select job, null::uuid, null::uuid, null::uuid from maintenance_runs",
+    ),
+    (
+        "stats",
+        "max_connections",
+        "select max_connections, null::uuid, null::uuid, null::uuid from stats",
+    ),
+    (
+        "stats_tables",
+        "table_name",
+        "select table_name, null::uuid, null::uuid, null::uuid from stats_tables",
+    ),
+    (
+        "stats_indexes",
+        "index_name",
+        "select index_name, null::uuid, null::uuid, null::uuid from stats_indexes",
     ),
     (
         "schema_version",
@@ -134,8 +217,8 @@ impl<'a> Trial<'a> {
                     "outsider" | "foreign admin" | "inactive" | "suspended" | "nobody" | "anon" => {
                         true
                     }
-                    // Names are taken for the whole tenant.
-                    "colleague" => cell != "23505",
+                    // Names are taken for the whole tenant, and everybody knows his own.
+                    "colleague" => cell != "23505" && !sql.contains("$tenant"),
                     _ => false,
                 };
                 if is_stranger {
@@ -220,12 +303,12 @@ impl<'a> Trial<'a> {
             })
             .collect();
         let all_keys: String = root.value(&format!(
-            "select string_agg(quote_ident(attname), ', ' order by array_position(conkey, attnum)) \
+            "select coalesce(string_agg(quote_ident(attname), ', ' order by array_position(conkey, attnum)), '') \
              from pg_constraint join pg_attribute on attrelid = conrelid and attnum = any (conkey) \
              where contype = 'p' and conrelid = '{name}'::regclass"
         ));
         let typed: String = root.value(&format!(
-            "select string_agg(quote_ident(attname) || ' ' || atttypid::regtype, ', ') \
+            "select coalesce(string_agg(quote_ident(attname) || ' ' || atttypid::regtype, ', '), '') \
              from pg_constraint join pg_attribute on attrelid = conrelid and attnum = any (conkey) \
              where contype = 'p' and conrelid = '{name}'::regclass"
         ));

@@ -7,8 +7,19 @@ use pg_conversation_tests::{Server, Session, oldest};
 use crate::answer::ask;
 use crate::world::world;
 
-const TABLES: [&str; 6] =
-    ["tenants", "users", "conversations", "conversation_members", "messages", "message_chunks"];
+const TABLES: [&str; 11] = [
+    "tenants",
+    "users",
+    "conversations",
+    "conversation_members",
+    "messages",
+    "message_chunks",
+    "feedback",
+    "feedback_counts",
+    "usage_events",
+    "usage_days",
+    "usage_totals",
+];
 
 #[test]
 fn copy_to_gives_a_member_the_rows_that_he_may_read() {

@@ -27,6 +27,9 @@ const CROWD: &str = "
     from conversations c join tenants t on t.id = c.tenant_id where title = 'many';
     insert into message_chunks (message_id, chunk_content)
     select id, 'secret' from messages where status = 'streaming' and role = 'user';
+    insert into feedback (message_id, user_id, rating)
+    select m.id, m.author_id, 1 from messages m join conversations c on c.id = m.conversation_id
+    where c.title = 'many' and m.author_id is not null;
     update messages set content = content || ', edited' where status = 'completed' and role = 'user';
     update conversations set deleted_at = now() where title = 'many' and abs(hashtext(id::text)) % 7 = 0;
     analyze";
@@ -44,7 +47,7 @@ const RULE: &str = "
     left join conversation_members m on m.conversation_id = c.id and m.user_id = u.id";
 
 /// A query, the level that it takes, and the conversation of each row that there is for everybody.
-const QUERIES: [(&str, i32, &str); 13] = [
+const QUERIES: [(&str, i32, &str); 15] = [
     ("select id from conversations", 1, "select id from conversations"),
     (
         "select id from conversations order by updated_at desc, id",
@@ -81,6 +84,12 @@ const QUERIES: [(&str, i32, &str); 13] = [
         "select conversation_id from message_revisions r join messages m on m.id = r.message_id",
         3,
         "select conversation_id from message_revisions r join messages m on m.id = r.message_id",
+    ),
+    ("select conversation_id from feedback", 1, "select conversation_id from feedback"),
+    (
+        "select c.conversation_id from messages m join feedback_counts c on c.message_id = m.id",
+        1,
+        "select conversation_id from feedback_counts",
     ),
     ("select id from conversations for update", 3, "select id from conversations"),
     ("update conversations set title = 'x' returning id", 3, "select id from conversations"),

@@ -14,6 +14,23 @@ fn statements(world: &World) -> Vec<(String, &'static str)> {
         (format!("select id from messages where conversation_id = '{c}'"), "-"),
         (format!("select message_id from message_chunks where message_id = '{m}'"), "-"),
         (format!("select user_id from conversation_members where conversation_id = '{c}'"), "-"),
+        (format!("select id from feedback where conversation_id = '{c}'"), "-"),
+        (format!("select message_id from feedback_counts where conversation_id = '{c}'"), "-"),
+        (format!("select thumbs_up from get_message_feedback('{}')", place.ended), "P0002"),
+        (format!("select id from give_feedback('{}', -1)", place.ended), "P0002"),
+        (format!("select withdraw_feedback('{}')", place.ended), "P0002"),
+        (
+            format!("insert into feedback (message_id, rating) values ('{m}', 1) returning id"),
+            "P0002",
+        ),
+        (
+            format!("update feedback set rating = -1 where conversation_id = '{c}' returning id"),
+            "-",
+        ),
+        (
+            format!("select messages from longest_conversations() where conversation_id = '{c}'"),
+            "-",
+        ),
         (format!("select message_id from get_conversation_with_messages('{c}')"), "-"),
         ("select message_id from get_conversation_history('a/private')".into(), "-"),
         (format!("select reconstruct_message('{m}')"), "-"),

@@ -7,12 +7,15 @@ use crate::world::{World, world};
 
 /// Columns with what people write; `plant` puts a text there that begins with "hidden". Names that an
 /// index serves are found before any policy is asked.
-const CONTENTS: [(&str, &str); 12] = [
+const CONTENTS: [(&str, &str); 15] = [
     ("messages", "content"),
     ("messages", "error"),
     ("messages", "metadata ->> 'note'"),
     ("message_chunks", "chunk_content"),
     ("message_revisions", "content"),
+    ("feedback", "comment"),
+    ("feedback", "metadata ->> 'note'"),
+    ("usage_events", "usage ->> 'note'"),
     ("conversations", "title"),
     ("conversations", "summary"),
     ("users", "name"),
@@ -32,16 +35,19 @@ fn plant(world: &World) {
         "update messages set content = 'hidden first' where id = '{message}'; \
          update messages set content = 'hidden', error = 'hidden', \
              metadata = '{{\"note\": \"hidden\"}}' where id = '{message}'; \
-         insert into message_chunks (message_id, chunk_content) values ('{}', 'hidden'); \
+         insert into message_chunks (message_id, chunk_content) values ('{0}', 'hidden'); \
+         update feedback set comment = 'hidden', metadata = '{{\"note\": \"hidden\"}}' \
+             where conversation_id = '{id}'; \
+         select record_usage('{2}', '{1}', 'm', '{{\"note\": \"hidden\"}}', 'hidden'); \
          update conversations set title = 'hidden', summary = 'hidden' where id = '{id}'; \
-         update users set name = 'hidden', email = 'hidden' where id = '{}'; \
-         update tenants set name = 'hidden', system_prompt = 'hidden' where id = '{}'; \
+         update users set name = 'hidden', email = 'hidden' where id = '{1}'; \
+         update tenants set name = 'hidden', system_prompt = 'hidden' where id = '{2}'; \
          analyze",
         place.stream, place.owner, place.tenant
     ));
 }
 
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 12] = [
     "tenants",
     "users",
     "conversations",
@@ -49,6 +55,11 @@ const TABLES: [&str; 7] = [
     "messages",
     "message_chunks",
     "message_revisions",
+    "feedback",
+    "feedback_counts",
+    "usage_events",
+    "usage_days",
+    "usage_totals",
 ];
 
 fn explain(client: &mut Client, sql: &str) -> String {

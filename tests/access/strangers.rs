@@ -14,7 +14,8 @@ fn strangers_do_not_see_the_conversation() {
 
     let mut stranger = database.member(eve);
     stranger.run("select ensure_user()");
-    for table in ["conversations", "messages", "message_chunks", "conversation_members"] {
+    for table in ["conversations", "messages", "message_chunks", "conversation_members", "feedback"]
+    {
         assert_eq!(stranger.value::<i64>(&format!("select count(*) from {table}")), 0, "{table}");
     }
     let text = format!("select reconstruct_message('{stream}')");
@@ -31,6 +32,9 @@ fn strangers_do_not_see_the_conversation() {
         "stop_message('$m', 0)",
         "resume_message('$m')",
         "cleanup_streaming_artifacts('$m')",
+        "give_feedback('$m', 1)",
+        "withdraw_feedback('$m')",
+        "get_message_feedback('$m')",
     ] {
         // In the words for a message that does not exist.
         let [real, unreal] = [stream, unknown].map(|id| {

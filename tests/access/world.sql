@@ -4,8 +4,8 @@ create schema playground;
 grant all on schema playground to public;
 create function playground.idle() returns trigger language plpgsql as 'begin return null; end';
 
-insert into tenants (id, name, slug, features, system_prompt)
-select md5('tenant ' || t)::uuid, t, t, '{"edit_messages": true}', 'secret-' || t
+insert into tenants (id, name, slug, features, system_prompt, rate_limit_per_minute, daily_token_limit)
+select md5('tenant ' || t)::uuid, t, t, '{"edit_messages": true}', 'secret-' || t, 1000000, 1000000
 from unnest(array['a', 'b', 'off']) t;
 
 insert into users (id, tenant_id, auth_id, name, role, email, metadata)
@@ -46,8 +46,33 @@ insert into message_chunks (message_id, chunk_content)
 select m.id, 'secret-' || split_part(c.continuation_id, '/', 1)
 from messages m join conversations c on c.id = m.conversation_id, generate_series(1, 2)
 where m.status = 'streaming';
-select finish_message(md5('ended ' || id)::uuid) from conversations;
+select finish_message(md5('ended ' || id)::uuid, 3, 4, 'm', 120) from conversations;
+
+-- Everybody thinks something of its answer.
+insert into feedback (message_id, user_id, rating, comment)
+select md5('ended ' || c.id)::uuid, u.id, 1, 'secret-' || split_part(u.name, ' ', 1)
+from conversations c join users u on u.tenant_id = c.tenant_id;
+
+-- Everybody, and nobody, has used something, and has reserved more. Prices came later.
+select record_usage(u.tenant_id, u.id, 'm', jsonb_build_object('prompt_tokens', 1, 'note', 'secret-' || t.slug),
+    t.id || ' ' || u.n)
+from (
+    select id, tenant_id, row_number() over (partition by tenant_id order by name) as n from users
+    union all
+    select null, id, 100 from tenants where slug in ('a', 'b', 'off')
+) u join tenants t on t.id = u.tenant_id;
+insert into model_prices (pattern, usage_type, unit_price) values ('%', 'prompt_tokens', 0.5);
+select check_rate_limit(1, id) from tenants where slug in ('a', 'b', 'off');
+insert into token_windows select id, now(), 0, 5 from tenants where slug in ('a', 'b', 'off');
+insert into token_reservations (id, tenant_id, user_id, tokens, created_at, expires_at, date)
+select md5('reserved ' || t.id || coalesce(' ' || u.id, ''))::uuid, t.id, u.id, 7,
+    now(), now() + interval '1 day', now()
+from tenants t join (
+    select id, tenant_id from users union all select null, id from tenants
+) u on u.tenant_id = t.id
+where t.slug in ('a', 'b', 'off');
 
 update conversations set deleted_at = now() where continuation_id like '%/deleted%';
 update users set is_active = false where name like '% inactive';
 update tenants set is_active = false where slug = 'off';
+select refresh_analytics();

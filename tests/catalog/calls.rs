@@ -4,6 +4,9 @@ use pg_conversation_tests::{Client, Database, Rng, Session, Uuid};
 
 use super::FUNCTIONS;
 
+/// The default tenant.
+const TENANT: &str = "00000000-0000-7000-8000-000000000001";
+
 pub struct Function {
     pub signature: String,
     pub name: String,
@@ -21,9 +24,12 @@ struct Arg {
 /// What there is to speak of: a user with a conversation, and messages in each state.
 pub struct World {
     pub user: Uuid,
+    tenant: Uuid,
     conversation: Uuid,
     members: Vec<Uuid>,
     messages: Vec<Uuid>,
+    /// Of tokens.
+    reservation: Uuid,
     database: String,
 }
 
@@ -43,20 +49,34 @@ impl World {
         let finished = message("select begin_message('$c', 'assistant')");
         member.run(&format!(
             "select append_chunks('{streamed}', array['a', 'b']); \
-             select append_chunk('{finished}', 'c', 0, true)"
+             select append_chunk('{finished}', 'c', 0, true); \
+             select give_feedback('{said}', 1)"
         ));
         let mut superuser = database.superuser();
         superuser.run(include_str!("neighbours.sql"));
+        superuser
+            .run(&format!("select record_usage('{TENANT}', '{user}', 'm', '{{}}', 'the-event')"));
         superuser.run(&format!(
             "create publication the_publication; \
              insert into conversation_members (conversation_id, user_id) values ('{conversation}', '{other}'); \
-             update tenants set features = '{{\"edit_messages\": true}}'"
+             update tenants set features = '{{\"edit_messages\": true}}', \
+                 rate_limit_per_minute = 100000, daily_token_limit = 1000000"
+        ));
+        let tenant: Uuid = superuser.value("select tenant_id from conversations");
+        superuser.run(&format!(
+            "select record_usage('{tenant}', '{user}', 'x', '{{\"prompt_tokens\": 1}}', 'the-usage'); \
+             select check_rate_limit(tenant_id => '{tenant}')"
+        ));
+        let reservation = superuser.value(&format!(
+            "select reservation_id from reserve_tokens(5, tenant_id => '{tenant}')"
         ));
         Self {
             user,
+            tenant,
             conversation,
             members: vec![other, user],
             messages: vec![streamed, finished, said],
+            reservation,
             database: database.name.clone(),
         }
     }
@@ -69,7 +89,11 @@ impl World {
             (_, "timeout_ms") => words(&["1"]),
             ("uuid", "conversation_id" | "conv_id") => ids(&[self.conversation]),
             ("uuid", "message_id" | "msg_id" | "parent_id") => ids(&self.messages),
-            ("uuid", "user_id") => ids(&self.members),
+            ("uuid", "user_id" | "p_user_id") => ids(&self.members),
+            ("uuid", "tenant_id" | "p_tenant_id") if function != "has_conversation_access" => {
+                ids(&[self.tenant])
+            }
+            ("uuid", "reservation_id") => ids(&[self.reservation]),
             ("uuid", _) => ids(&[self.conversation, self.messages[0], self.user, Uuid::new_v4()]),
             ("text", "role") if function.contains("member") => {
                 words(&["viewer", "editor", "owner"])
@@ -83,13 +107,24 @@ impl World {
             ("text", "client_message_id") => words(&["the-key", "the-stream", "new"]),
             ("text", "confirm") => words(&[&self.database]),
             ("text", "publication") => words(&["the_publication", "new"]),
+            ("text", "key") => words(&["the-usage", "new"]),
+            // The hexadecimal part of an id.
+            ("text", "kind") => words(&["0004"]),
             ("text", _) => words(&["x", "", "user", "the-name"]),
             ("int4" | "int8", "chunk_index" | "first_index") => words(&["2", "0", "1"]),
             ("int4" | "int8", _) => words(&["1", "0", "2", "-1", "1000"]),
             ("bool", _) => words(&["true", "false"]),
+            ("jsonb", "usage") => {
+                words(&["{\"prompt_tokens\": 2, \"images\": 1}", "{}", "{\"a\": [1]}"])
+            }
             ("jsonb", _) => words(&["{}", "{\"a\": [1]}"]),
             ("_text", _) => words(&["{a,b}", "{}", "{c}"]),
+            ("numeric", _) => words(&["1.5", "0", "-1", "NaN"]),
+            ("date", "to_date") => words(&["2020-03-01", "2020-01-01", "infinity"]),
+            ("date", _) => words(&["2020-02-01", "2020-01-01", "-infinity"]),
+            ("timestamptz", "occurred_at") => words(&["2020-01-01", "infinity"]),
             ("timestamptz", _) => words(&["infinity", "2020-01-01", "-infinity"]),
+            ("interval", "ttl") => words(&["1 min", "0"]),
             ("interval", _) => words(&["0", "1 day"]),
             (other, _) => panic!("{function}: what is a value of {other}?"),
         }

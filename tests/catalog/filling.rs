@@ -46,14 +46,17 @@ pub fn fill(client: &mut Client, user: Uuid, conversation: Uuid, message: Uuid) 
     tables
 }
 
-// A key of ids alone would be the same in each row: its last column is made up.
+// A key of ids alone would be the same in each row: its last column is made up, the first one of a key
+// that is not the primary one.
 const INSERTS: &str = "\
     with columns as ( \
         select c.oid, a.attnum, a.attname, a.atttypid, a.attnotnull, a.atthasdef, \
             coalesce(a.attnum = any (x.conkey), false) as in_key, \
             coalesce(a.attnum = x.conkey[cardinality(x.conkey)] and not exists ( \
                 select from pg_attribute k where k.attrelid = c.oid and k.attnum = any (x.conkey) \
-                and k.atttypid <> 'uuid'::regtype), false) as varies, \
+                and k.atttypid <> 'uuid'::regtype), false) or exists ( \
+                select from pg_constraint u where u.conrelid = c.oid and u.contype = 'u' \
+                and a.attnum = u.conkey[1] and a.atttypid = 'uuid'::regtype) as varies, \
             (select quote_literal(e.enumlabel) from pg_enum e where e.enumtypid = a.atttypid \
                 order by e.enumsortorder limit 1) as label \
         from pg_class c join pg_attribute a on a.attrelid = c.oid \
@@ -70,11 +73,12 @@ const INSERTS: &str = "\
             when atthasdef and not in_key or not attnotnull then null \
             when label is not null then label \
             when atttypid = 'uuid'::regtype then 'gen_random_uuid()' \
-            when atttypid in ('int4'::regtype, 'int8'::regtype) then 'i' \
+            when atttypid in ('int4'::regtype, 'int8'::regtype, 'numeric'::regtype) then 'i' \
             when atttypid = 'text'::regtype then '''x'' || i' \
             when atttypid in ('jsonb'::regtype, 'text[]'::regtype) then '''{}''' \
             when atttypid = 'bool'::regtype then 'false' \
-            when atttypid = 'timestamptz'::regtype then 'now()' \
+            when atttypid in ('timestamptz'::regtype, 'date'::regtype) then 'now()' \
+            when atttypid = 'interval'::regtype then '''1 day''' \
             else format('/* what is put into a %s? */', atttypid::regtype) end as filling \
         from columns) \
     select oid::regclass::text, format('insert into %s (%s) select %s from generate_series(1, 1000) i \

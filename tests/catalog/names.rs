@@ -115,7 +115,8 @@ const STATEMENTS: &str = "\
             array_agg(a.attname) filter (where a.atttypid = 'text'::regtype) as texts \
         from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
         where c.relkind = 'r' and c.relnamespace = 'public'::regnamespace group by c.oid) \
-    select format('select * from public.%I', relname) from tables union all \
+    select format('select * from public.%I', relname) from pg_class \
+        where relkind in ('r', 'v', 'm') and relnamespace = 'public'::regnamespace union all \
     select format('delete from public.%I', relname) from tables union all \
     select format('insert into public.%1$I select * from public.%1$I', relname) from tables union all \
     select format('update public.%I set %s', relname, \
@@ -129,6 +130,7 @@ fn stepping_in(database: &Database, wanted: impl Fn(&str) -> bool) -> Vec<String
     let statements: Vec<String> = database.superuser().values(STATEMENTS);
     let mut found = Vec::new();
     let mut succeeded = Vec::new();
+    let mut refused = Vec::new();
     for is_temporary in [false, true] {
         for is_member in [false, true] {
             let mut client =
@@ -168,7 +170,7 @@ fn stepping_in(database: &Database, wanted: impl Fn(&str) -> bool) -> Vec<String
                     Err((code, words)) if code == NOT_A_TRIGGER => {
                         found.push(format!("{name}: {words}"));
                     }
-                    Err(_) => {}
+                    Err((code, words)) => refused.push(format!("{name}: {code} {words}")),
                 }
             }
             if sprung(database) != before + heard {
@@ -177,9 +179,14 @@ fn stepping_in(database: &Database, wanted: impl Fn(&str) -> bool) -> Vec<String
         }
     }
     for function in functions(&mut database.superuser()).iter().filter(|f| wanted(&f.name)) {
+        // Refuses where there is other data; make_test_data and count_test_data are the rest of it.
+        if function.name == "seed_test_data" {
+            continue;
+        }
         let did = succeeded.contains(&function.signature)
             || found.iter().any(|found| found.starts_with(&function.signature));
-        assert!(did, "no call of {} succeeded: its arguments do not fit", function.signature);
+        refused.retain(|words| did || words.starts_with(&function.name));
+        assert!(did, "no call of {} succeeded: {refused:#?}", function.signature);
     }
     found.sort();
     found.dedup();

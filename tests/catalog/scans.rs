@@ -71,8 +71,9 @@ fn outside_init_plans(member: &mut Client, tables: &[Table]) -> Vec<String> {
 
 /// How often this session has called each function of ours, in statistics it has not sent off yet.
 fn counted(member: &mut Client) -> Vec<(String, i64)> {
-    let sql =
-        "select funcname::text, calls from pg_stat_xact_user_functions where schemaname = 'public'";
+    // Functions of one name count together.
+    let sql = "select funcname::text, sum(calls)::bigint from pg_stat_xact_user_functions \
+               where schemaname = 'public' group by funcname";
     let rows = member.query(sql, &[]).expect("the statistics are read");
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }

@@ -237,10 +237,13 @@ fn remembered_places_tell_the_truth_through_random_histories() {
                     Ok(row) => {
                         let what = if row[1].len() > 20 { "a person" } else { row[1].as_str() };
                         *seen.entry(what.to_string()).or_default() += 1;
-                        assert_eq!(
-                            row[0],
-                            row[1],
-                            "step {step}, asker {n}: {sql}\n{}",
+                        // To an older snapshot a truncated table is empty: the rule says so then, and
+                        // what was known before is true in that snapshot.
+                        let is_truncated = asker.level != "read committed"
+                            && history.iter().any(|note| note.contains("truncate"));
+                        assert!(
+                            row[0] == row[1] || is_truncated,
+                            "{row:?}, step {step}, asker {n}: {sql}\n{}",
                             history.join("\n")
                         );
                     }

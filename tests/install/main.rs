@@ -4,3 +4,4 @@ mod doctor;
 mod migrations;
 mod owner;
 mod roles;
+mod views;

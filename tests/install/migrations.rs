@@ -196,6 +196,71 @@ fn rollback_keeps_chunks_and_messages_do_without_them() {
     assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
 }
 
+/// What the later migrations made is kept like what the first ones did.
+#[test]
+fn rollback_keeps_what_was_used_rated_and_reserved_and_force_keeps_the_rest() {
+    let database = owned();
+    let mut owner = database.connect(OWNER);
+    owner.run("create extension pg_conversation");
+    let latest: i32 = owner.value("select max(version) from schema_version");
+    owner.run(&format!("set pg_conversation.user_id = '{}'", Uuid::new_v4()));
+    let c: Uuid = owner.value("select create_conversation('kept')");
+    let m: Uuid = owner.value(&format!("select begin_message('{c}')"));
+    let t: Uuid = owner.value("select tenant_id from conversations");
+    let rows = [
+        (12, "rate_states", "select check_rate_limit()".into()),
+        (
+            12,
+            "token_windows",
+            format!(
+                "select settle_tokens(reservation_id, 1) from reserve_tokens(1, tenant_id => '{t}')"
+            ),
+        ),
+        (
+            11,
+            "usage_events",
+            format!("select record_usage('{t}', null, 'm', '{{\"prompt_tokens\": 1}}', 'k')"),
+        ),
+        (
+            11,
+            "model_prices",
+            "insert into model_prices (pattern, usage_type, unit_price) values ('x', 'x', 1)"
+                .into(),
+        ),
+        (10, "feedback", format!("select give_feedback('{m}', 1)")),
+    ];
+    owner.run("update tenants set rate_limit_per_minute = 10, daily_token_limit = 10");
+    for (version, table, sql) in &rows {
+        owner.run("begin");
+        owner.run(sql);
+        assert_eq!(owner.value::<i32>(&format!("select rollback_to({version})")), *version);
+        let below = version - 1;
+        let (code, message, hint) = refusal(&mut owner, &format!("select rollback_to({below})"));
+        assert_eq!(code, "55000", "{table}: {message}");
+        assert!(message.contains(table) && hint.contains("force => true"), "{table}: {message}");
+        owner.run("rollback");
+    }
+    for (_, _, sql) in &rows {
+        owner.run(sql);
+    }
+    owner.run(&format!("select append_chunk('{m}', 'x', is_final => true)"));
+    let kept = "select format('%s %s %s', status, content, completed_at) from messages";
+    let before: String = owner.value(kept);
+    for version in (8..latest).rev() {
+        let sql = format!("select rollback_to({version}, force => true)");
+        assert_eq!(owner.value::<i32>(&sql), version);
+        assert_eq!(owner.value::<String>(kept), before, "{version}");
+    }
+    assert_eq!(owner.value::<i32>("select migrate()"), latest);
+    assert_eq!(owner.value::<String>(kept), before);
+    assert_eq!(owner.value::<i64>("select count(*) from doctor() where not ok"), 0);
+    owner.run(&format!("select give_feedback('{m}', -1)"));
+    assert_eq!(
+        owner.value::<i32>(&format!("select thumbs_down from get_message_feedback('{m}')")),
+        1
+    );
+}
+
 #[test]
 fn uninstall_wants_the_name_of_the_database_and_leaves_functions_only() {
     let database = owned();

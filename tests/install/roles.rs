@@ -204,7 +204,7 @@ fn migrate_gives_listed_roles_the_tables_of_later_versions() {
     );
     let held = "select string_agg(x, ', ' order by x) from ( \
         select format('%s %s %s', c.relname, a.grantee::regrole, a.privilege_type) as x \
-        from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'public'::regnamespace \
+        from pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a where c.relnamespace = 'public'::regnamespace \
         union all select format('%s.%s %s %s', c.relname, t.attname, a.grantee::regrole, a.privilege_type) \
         from pg_class c join pg_attribute t on t.attrelid = c.oid, aclexplode(t.attacl) a \
         where c.relnamespace = 'public'::regnamespace) s";

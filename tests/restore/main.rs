@@ -146,6 +146,67 @@ fn works(target: &Database, schema: &str) {
     numbering_goes_on(target, schema);
     streams_go_on(target, schema);
     access::edits_go_on(target, schema);
+    feedback_goes_on(target, schema);
+    usage_and_limits_go_on(target, schema);
+}
+
+/// What was recorded is not recorded again, sums are those of the ledger, and what was taken of the day
+/// is taken.
+fn usage_and_limits_go_on(target: &Database, schema: &str) {
+    let tenant = "a0000000-0000-0000-0000-000000000001";
+    let mut service = target.connect("restore_service");
+    service.run(&format!("set search_path = {schema}, pg_catalog; begin"));
+    let drift =
+        "select count(*) from tenants t, verify_usage(t.id, '2021-01-01', current_date + 1)";
+    assert_eq!(service.value::<i64>(drift), 0);
+    let record = |user: &str, usage: &str, key: &str, at: &str| {
+        format!(
+            "select applied from record_usage('{tenant}', '{user}', 'gpt_x', '{usage}', {key}, '{at}')"
+        )
+    };
+    let again = record(
+        source::ADA,
+        r#"{"prompt_tokens": 10, "images": 2, "note": "\u2603"}"#,
+        r"E'tab\there ☃'",
+        "2021-05-01 20:00+00",
+    );
+    assert!(!service.value::<bool>(&again), "the event is known");
+    let void = format!("select applied from void_usage('{tenant}', 'big', 'again')");
+    assert!(!service.value::<bool>(&void), "the event was voided");
+    let new = record(source::BOB, r#"{"prompt_tokens": 1}"#, "'new'", "2021-05-01 20:00+00");
+    assert!(service.value::<bool>(&new));
+    assert_eq!(service.value::<i64>(drift), 0);
+    let rows = "select count(*) from recalculate_costs('2021-01-01', '2022-12-31')";
+    assert_eq!(service.value::<i64>(rows), 0);
+    let left = format!("select remaining from reserve_tokens(0, tenant_id => '{tenant}')");
+    assert_eq!(service.value::<i64>(&left), 983, "10 are reserved and 7 are settled");
+    let drawn = format!("select remaining between 2 and 5 from check_rate_limit(0, '{tenant}')");
+    assert!(service.value::<bool>(&drawn));
+    let job = "select every = '1 mon 2 days 03:04:05' and not enabled and runs = 3 \
+               from maintenance_runs where job = 'analytics'";
+    assert!(service.value::<bool>(job));
+    assert_eq!(service.value::<i64>("select count(*) from maintenance_runs"), 9);
+    service.run("rollback");
+    let overlap = format!(
+        "insert into {schema}.model_prices (pattern, usage_type, unit_price) values ('%', 'prompt_tokens', 1)"
+    );
+    assert_eq!(service.error(&overlap).0, "23P01");
+}
+
+/// What was counted before is counted once, and what comes is counted.
+fn feedback_goes_on(target: &Database, schema: &str) {
+    let message = "e0000000-0000-0000-0000-000000000001";
+    let mut member = target.connect("restore_member");
+    member.run(&format!("set pg_conversation.user_id = '{}'; begin", source::BOB));
+    let counts = format!(
+        "select thumbs_up::text || ' ' || thumbs_down from {schema}.get_message_feedback('{message}')"
+    );
+    assert_eq!(member.value::<String>(&counts), "1 2");
+    member.run(&format!("select {schema}.withdraw_feedback('{message}')"));
+    assert_eq!(member.value::<String>(&counts), "0 2");
+    member.run(&format!("select {schema}.give_feedback('{message}', -1)"));
+    assert_eq!(member.value::<String>(&counts), "0 3");
+    member.run("rollback");
 }
 
 fn numbering_goes_on(target: &Database, schema: &str) {
@@ -311,6 +372,12 @@ fn a_dump_restored_over_its_own_database_gives_the_same() {
     }
 }
 
+fn refresh(target: &Database, schema: &str) {
+    target.connect(OWNER).run(&format!(
+        "refresh materialized view app.message_counts; select {schema}.refresh_analytics()"
+    ));
+}
+
 /// The rows of a dump replace those that migrate() has made. The user's own tables and columns must
 /// be there, his triggers fire.
 #[test]
@@ -334,7 +401,7 @@ fn a_dump_of_data_alone_is_loaded_beside_an_installed_extension() {
                 let target = Source::without_rows(server, schema).database;
                 dump.restore(&target, user, restore);
                 // Not data to pg_dump: a matview is refreshed by whoever has it.
-                target.connect(OWNER).run("refresh materialized view app.message_counts");
+                refresh(&target, schema);
                 let found = Fingerprint::of(&mut target.superuser());
                 expected.assert_same(&found, "a dump of data alone");
                 works(&target, schema);
@@ -359,11 +426,12 @@ fn the_data_of_a_full_dump_is_loaded_with_triggers_disabled() {
         let dump = Dump::of(&source, server.version, OWNER, &["-Fc"]);
         let target = Source::without_rows(server, "chat").database;
         target.connect(OWNER).run(
-            "delete from chat.tenants; delete from chat.schema_version; delete from chat.access_profiles",
+            "delete from chat.tenants; delete from chat.schema_version; delete from chat.access_profiles; \
+             delete from chat.maintenance_runs",
         );
         let restore = [&["pg_restore", "--data-only", "--disable-triggers"], how].concat();
         dump.restore(&target, "postgres", &restore);
-        target.connect(OWNER).run("refresh materialized view app.message_counts");
+        refresh(&target, "chat");
         // ENABLE TRIGGER ALL leaves every trigger of the user's own enabled in the ordinary way.
         let reset = |print: &Fingerprint| {
             print.filter(|line| {
@@ -388,7 +456,7 @@ fn schema_and_data_dumped_apart_come_together() {
             let dump = Dump::of(&source, server.version, OWNER, &["-Fc", half]);
             dump.restore(&target, OWNER, &["pg_restore", "-e"]);
         }
-        target.connect(OWNER).run("refresh materialized view app.message_counts");
+        refresh(&target, schema);
         expected.assert_same(&Fingerprint::of(&mut target.superuser()), "schema, then data");
         works(&target, schema);
     }

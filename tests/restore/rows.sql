@@ -125,8 +125,75 @@ insert into @s@.message_chunks (message_id, chunk_content, chunk_index)
 values ('f0000000-0000-0000-0000-0000000000ff', 'left behind', 3);
 reset row_security;
 
+-- Feedback: given, changed, withdrawn, and gone with its message.
+insert into @s@.feedback (id, message_id, user_id, rating, comment, metadata, created_at, updated_at) values
+('90000000-0000-0000-0000-000000000001', 'e0000000-0000-0000-0000-000000000001',
+    'a1000000-0000-0000-0000-000000000002', 1, E'tab\there\nline \\. ☃ "q" \'\'', '{"k": [1.50]}',
+    '2021-07-01 01:02:03.000004+00', '2021-07-02 01:02:03.999999+00'),
+('90000000-0000-0000-0000-000000000002', 'e0000000-0000-0000-0000-000000000001',
+    'a1000000-0000-0000-0000-000000000001', -1, null, '{}', '2021-07-01+00', '2021-07-01+00'),
+('90000000-0000-0000-0000-000000000003', 'e0000000-0000-0000-0000-000000000001',
+    'a1000000-0000-0000-0000-000000000003', 1, '', '{}', '2021-07-01+00', '2021-07-01+00'),
+('90000000-0000-0000-0000-000000000004', 'e0000000-0000-0000-0000-000000000003',
+    'a1000000-0000-0000-0000-000000000001', -1, repeat('☃', 5000), '{}', '2021-07-01+00', '2021-07-01+00'),
+('90000000-0000-0000-0000-000000000005', 'e0000000-0000-0000-0000-000000000004',
+    'a1000000-0000-0000-0000-000000000001', -1, null, '{}', '2021-07-01+00', '2021-07-01+00');
+update @s@.feedback set rating = -1 where id = '90000000-0000-0000-0000-000000000003';
+delete from @s@.feedback where id = '90000000-0000-0000-0000-000000000005';
+
+-- Usage: in the days of two time zones, of nobody, of users and tenants that are gone, voided, priced anew,
+-- in several slots and folded.
+update @s@.tenants set time_zone = 'Asia/Tokyo', rate_limit_per_minute = 5, daily_token_limit = 1000
+where slug = 'acme';
+insert into @s@.model_prices (id, pattern, usage_type, unit_price, valid_from, valid_to, metadata, created_at) values
+('91000000-0000-0000-0000-000000000001', '%', 'prompt_tokens', 0.00000000000000000001, '-infinity', 'infinity',
+    '{"k": [1.50]}', '2021-01-01 01:02:03.000004+00'),
+('91000000-0000-0000-0000-000000000002', E'gpt\\_x%', 'images', 2.50, '2021-01-01+00', '2022-01-01+00', '{}',
+    '2021-01-01+00'),
+('91000000-0000-0000-0000-000000000003', E'gpt\\_x%', 'images', 3, '2022-01-01+00', 'infinity', '{}', '2021-01-01+00');
+select @s@.record_usage('a0000000-0000-0000-0000-000000000001', 'a1000000-0000-0000-0000-000000000001',
+    'gpt_x', '{"prompt_tokens": 10, "images": 2, "note": "\u2603"}', E'tab\there ☃', '2021-05-01 20:00+00');
+select @s@.record_usage('a0000000-0000-0000-0000-000000000001', 'a1000000-0000-0000-0000-000000000003',
+    '', '{"prompt_tokens": 1000000000000, "completion_tokens": 7}', 'big', '2021-05-02 20:00+00');
+select @s@.record_usage('a0000000-0000-0000-0000-000000000001', null, 'other', '{}', 'now');
+select @s@.record_usage('b0000000-0000-0000-0000-000000000001', null, 'gpt_x', '{"images": 1}', 'big', '2022-01-01+00');
+select @s@.void_usage('a0000000-0000-0000-0000-000000000001', 'big', E'why\n\\.');
+select @s@.increment_usage_metrics('a0000000-0000-0000-0000-000000000001', null, '2021-05-03', 5, 6, 0.25);
+update @s@.model_prices set unit_price = 4 where id = '91000000-0000-0000-0000-000000000003';
+select @s@.recalculate_costs('2021-01-01', '2022-12-31', false);
+insert into @s@.usage_days
+select tenant_id, user_id, 0, 0, 0, 0, date, slot + n, model, 0 from @s@.usage_days, generate_series(1, 3) n;
+insert into @s@.usage_totals
+select tenant_id, 0, 0, 0, 0, date, slot + n, 0 from @s@.usage_totals, generate_series(1, 3) n;
+select @s@.fold_usage(2);
+insert into @s@.usage_events (tenant_id, idempotency_key, kind, user_id, model, usage, prompt_tokens,
+    completion_tokens, request_count, cost, unpriced, occurred_at, date, recorded_at, recorded_by, reason) values
+('99999999-0000-0000-0000-000000000008', 'gone', 'usage', '99999999-0000-0000-0000-000000000009', E'"\\,{}',
+    '{"a": 1.50}', 0, 0, 1, 0.000, '{a,"b c",NULL}', '2021-05-01 01:02:03.000004+00', '2021-05-01',
+    '2021-05-01 01:02:03.000005+00', 'whoever', '');
+update @s@.messages set first_token_ms = 12 where id = 'e0000000-0000-0000-0000-000000000002';
+
+-- Limits: drawn on, reserved, settled, released, expired.
+select @s@.check_rate_limit(3, 'a0000000-0000-0000-0000-000000000001');
+select @s@.reserve_tokens(10, '1 day', 'a0000000-0000-0000-0000-000000000001');
+select @s@.settle_tokens(reservation_id, 7)
+from @s@.reserve_tokens(20, '1 hour', 'a0000000-0000-0000-0000-000000000001');
+select @s@.release_tokens(reservation_id)
+from @s@.reserve_tokens(30, '1 hour', 'a0000000-0000-0000-0000-000000000001');
+insert into @s@.token_reservations (id, tenant_id, user_id, tokens, created_at, expires_at, date) values
+('92000000-0000-0000-0000-000000000001', '99999999-0000-0000-0000-000000000008', null, 0,
+    '2021-05-01 01:02:03.000004+00', '2021-05-01 01:02:03.000005+00', '2021-05-01');
+insert into @s@.token_windows values ('99999999-0000-0000-0000-000000000008', '2021-05-01', 3, 9223372036854775807);
+
+-- What the DBA has set, and what came of it.
+update @s@.maintenance_runs set every = '1 mon 2 days 03:04:05', enabled = false, last_started_at = '2021-05-01+00',
+    last_finished_at = '2021-05-01 00:00:00.000001+00', last_duration = '00:00:00.000001', last_rows = 7,
+    last_error = E'XX000 tab\there', last_error_at = '2021-05-01+00', runs = 3, failures = 1
+where job = 'analytics';
+
 insert into app.notes (conversation_id, message_id, speaker, note) values
 ('c0000000-0000-0000-0000-000000000001', 'e0000000-0000-0000-0000-000000000002', 'assistant', 'n'),
 ('c0000000-0000-0000-0000-000000000003', null, null, E'\\N');
 select nextval('@s@.ticket_numbers'), nextval('@s@.ticket_numbers');
 refresh materialized view app.message_counts;
+select @s@.refresh_analytics();

@@ -351,7 +351,7 @@ fn a_table_of_chunks_that_is_something_else_is_an_error_in_words_and_no_crash() 
                  alter table others rename constraint message_chunks_pkey to others_pkey";
     let columns = "message_id uuid, created_at timestamptz, chunk_index int, is_final bool, chunk_content text";
     let mut changes: Vec<String> = vec![
-        "drop table message_chunks".into(),
+        "drop table message_chunks cascade".into(),
         "alter table message_chunks rename to others".into(),
         "create schema elsewhere; alter table message_chunks set schema elsewhere".into(),
         "alter table message_chunks owner to conc_other".into(),

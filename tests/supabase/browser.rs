@@ -1,6 +1,6 @@
 //! A browser, which sends what its user does through PostgREST with the user's token.
 
-use pg_conversation_tests::Uuid;
+use pg_conversation_tests::{Session, Uuid};
 
 use crate::rest::{Refusal, Reply, Rest, Returning, nobody, service, user};
 use crate::stack::Deployment;
@@ -274,5 +274,99 @@ fn who_has_not_signed_in_reads_and_writes_nothing() {
         ("begin_message", format!(r#"{{"conversation_id": "{c}"}}"#)),
     ] {
         assert_eq!(code(rest.rpc(&nobody(), name, &arguments)), "42501", "{name}");
+    }
+}
+
+/// What the service records and decides for a user, and what both read of it.
+#[test]
+fn a_browser_rates_answers_and_reads_its_own_usage_and_no_others() {
+    for schema in SCHEMAS {
+        let deployment = Deployment::with_schema(schema);
+        let mut rest = Rest::new(&deployment);
+        let (ada, eve) = (deployment.sign_up("ada"), deployment.sign_up("eve"));
+        let (as_ada, as_eve) = (user(ada), user(eve));
+        let made = rest.rpc(&as_ada, "create_conversation", "{}").unwrap();
+        let c = rest.at(&made, "");
+        rest.rpc(&as_eve, "create_conversation", "{}").unwrap();
+        let begin = format!(r#"{{"conversation_id": "{c}", "model": "m"}}"#);
+        let begun = rest.rpc(&service(), "begin_message", &begin).unwrap();
+        let m = rest.at(&begun, "");
+        let finish =
+            format!(r#"{{"message_id": "{m}", "prompt_tokens": 3, "completion_tokens": 5}}"#);
+        rest.rpc(&service(), "finish_message", &finish).unwrap();
+
+        // Once, and once more.
+        let give = format!(r#"{{"message_id": "{m}", "rating": 1, "comment": "Good \u2603"}}"#);
+        for created in ["true", "false"] {
+            let given = rest.rpc(&as_ada, "give_feedback", &give).unwrap();
+            assert_eq!(rest.at(&given, "created"), created);
+        }
+        let of_message = format!(r#"{{"message_id": "{m}"}}"#);
+        let told = rest.rpc_get(&as_ada, "get_message_feedback", &of_message).unwrap();
+        assert_eq!(rest.at(&told, "thumbs_up"), "1");
+        assert_eq!(rest.at(&told, "own_comment"), "Good ☃");
+        for call in ["give_feedback", "withdraw_feedback", "get_message_feedback"] {
+            let arguments = if call == "give_feedback" { &give } else { &of_message };
+            assert_eq!(code(rest.rpc(&as_eve, call, arguments)), "P0002", "{call}");
+            assert_eq!(code(rest.rpc(&nobody(), call, arguments)), "42501", "{call}");
+        }
+        let row = format!(r#"{{"message_id": "{m}", "user_id": "{ada}", "rating": -1}}"#);
+        assert_eq!(
+            code(rest.post(&as_eve, "feedback", &row, "", Returning::Nothing)),
+            "P0002",
+            "for another"
+        );
+        let patched = rest
+            .patch(&as_ada, "feedback", r#"{"rating": -1}"#, ("message_id", &m), Returning::Rows)
+            .unwrap();
+        assert_eq!(patched.rows, 1);
+        let told = rest.rpc(&service(), "get_message_feedback", &of_message).unwrap();
+        assert_eq!(rest.at(&told, "thumbs_down"), "1");
+
+        // The end of the message is in the figures of its owner.
+        let usage = format!(
+            r#"SELECT "{schema}"."current_day_usage"."total_tokens" FROM "{schema}"."current_day_usage""#
+        );
+        let own = rest.read(&as_ada, &usage, None, &[]).unwrap();
+        assert_eq!(own.body, r#"[{"total_tokens":8}]"#);
+        assert_eq!(rest.read(&as_eve, &usage, None, &[]).unwrap().rows, 0);
+        assert_eq!(rest.read(&service(), &usage, None, &[]).unwrap().rows, 1);
+        assert_eq!(code(rest.read(&nobody(), &usage, None, &[])), "42501");
+        let models = rest.rpc_get(&as_ada, "usage_by_model", "{}").unwrap();
+        assert_eq!(rest.at(&models, "0,completion_tokens"), "5");
+        assert_eq!(rest.rpc_get(&as_eve, "usage_by_model", "{}").unwrap().body, "[]");
+        let tenant: Uuid = deployment
+            .admin()
+            .value(&format!("select tenant_id from {schema}.conversations limit 1"));
+        let record = format!(
+            r#"{{"tenant_id": "{tenant}", "user_id": null, "model": "m", "usage": {{"images": 1}}, "idempotency_key": "k"}}"#
+        );
+        let recorded = rest.rpc(&service(), "record_usage", &record).unwrap();
+        assert_eq!(rest.at(&recorded, "applied"), "true");
+        assert_eq!(rest.at(&recorded, "unpriced,0"), "images");
+        for caller in [&as_ada, &nobody()] {
+            assert_eq!(code(rest.rpc(caller, "record_usage", &record)), "42501");
+        }
+
+        // Limits.
+        deployment.admin().run(&format!(
+            "update {schema}.tenants set rate_limit_per_minute = 2, daily_token_limit = 10"
+        ));
+        let answers = ["true", "true", "false"].map(|_| {
+            let told = rest.rpc(&as_ada, "check_rate_limit", "{}").unwrap();
+            rest.at(&told, "allowed")
+        });
+        assert_eq!(answers, ["true", "true", "false"]);
+        let begin = format!(r#"{{"conversation_id": "{c}", "reserve_tokens": 3}}"#);
+        assert_eq!(code(rest.rpc(&as_ada, "begin_message", &begin)), "PT429");
+        let reserve = format!(r#"{{"tokens": 2, "tenant_id": "{tenant}"}}"#);
+        let reserved = rest.rpc(&service(), "reserve_tokens", &reserve).unwrap();
+        assert_eq!(rest.at(&reserved, "allowed"), "true");
+        for caller in [&as_ada, &nobody()] {
+            assert_eq!(code(rest.rpc(caller, "reserve_tokens", &reserve)), "42501");
+            assert_eq!(code(rest.rpc(caller, "run_maintenance", "{}")), "42501");
+            assert_eq!(code(rest.rpc(caller, "seed_test_data", "{}")), "42501");
+        }
+        rest.rpc(&service(), "run_maintenance", "{}").unwrap();
     }
 }

@@ -32,6 +32,7 @@ fn made_by_migrate(client: &mut Client, schema: &str) -> Vec<String> {
     let rows = [
         ("schema_version", "to_jsonb(t) - 'applied_at'"),
         ("tenants", "to_jsonb(t) - 'created_at' - 'updated_at'"),
+        ("maintenance_runs", "to_jsonb(t)"),
     ];
     rows.into_iter()
         .flat_map(|(table, row)| {
@@ -135,6 +136,19 @@ const BROKEN: &str = "
     alter table @s@.users disable trigger deactivate;
     alter policy access_profiles_read on @s@.access_profiles using (false);
     drop trigger adopt_dumped_row on @s@.access_profiles;
+    alter policy feedback_read on @s@.feedback using (true);
+    drop trigger count_given on @s@.feedback;
+    drop trigger place_feedback on @s@.feedback;
+    alter table @s@.usage_events disable trigger refuse_insert;
+    alter policy usage_totals_read on @s@.usage_totals using (true);
+    alter table @s@.token_reservations disable row level security;
+    alter table @s@.model_prices alter column id drop default;
+    drop view @s@.usage_metrics;
+    alter view @s@.usage_by_month reset (security_invoker);
+    drop view @s@.stats;
+    drop trigger adopt_dumped_row on @s@.maintenance_runs;
+    comment on column @s@.feedback.rating is 'mine';
+    comment on materialized view @s@.monthly_usage_summary is null;
     comment on column @s@.message_chunks.is_final is 'mine';
     comment on column @s@.messages.author_id is null;
     comment on table @s@.users is 'mine';
