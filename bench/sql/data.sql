@@ -50,8 +50,8 @@ join person p on p.n = t.user_number
 order by t.began;
 
 insert into plain.messages (
-    id, conversation_id, tenant_id, sequence_number, role, content, model_used, latency_ms,
-    prompt_token_count, completion_token_count, created_at
+    id, conversation_id, tenant_id, sequence_number, role, content, model_used, latency_ms, first_token_ms,
+    prompt_token_count, completion_token_count, author_id, created_at
 )
 select
     new_id(), m.id, m.tenant_id, m.number, m.role::plain.message_role,
@@ -59,12 +59,14 @@ select
     substr(words.text, 1 + (random() * 1000)::integer, 20 + (780 * random() ^ 2)::integer),
     case m.role when 'assistant' then 'model-1' end,
     case m.role when 'assistant' then (random() * 5000)::integer end,
+    case m.role when 'assistant' then (random() * 900)::integer end,
     case m.role when 'assistant' then m.number * 80 end,
     case m.role when 'assistant' then (random() * 200)::integer end,
+    case m.role when 'user' then m.user_id end,
     m.at
 from (
     select
-        t.id, p.tenant_id, number, t.began + number * t.pace as at,
+        t.id, p.tenant_id, p.id as user_id, number, t.began + number * t.pace as at,
         case number % 2 when 1 then 'user' else 'assistant' end as role
     from talk t
     join person p on p.n = t.user_number
@@ -89,10 +91,75 @@ select
 from plain.conversations order by id;
 
 insert into public.messages (
-    id, conversation_id, tenant_id, sequence_number, role, content, model_used, latency_ms,
-    prompt_token_count, completion_token_count, created_at
+    id, conversation_id, tenant_id, sequence_number, role, content, model_used, latency_ms, first_token_ms,
+    prompt_token_count, completion_token_count, author_id, created_at
 )
 select
     id, conversation_id, tenant_id, sequence_number, role::text::public.message_role, content, model_used, latency_ms,
-    prompt_token_count, completion_token_count, created_at
+    first_token_ms, prompt_token_count, completion_token_count, author_id, created_at
 from plain.messages order by id;
+
+-- What the answers used, by user and day, and of a fifth of them the events.
+insert into public.usage_days (
+    tenant_id, date, user_id, model, slot, prompt_tokens, completion_tokens, request_count, unpriced_count, cost
+)
+select
+    m.tenant_id, (m.created_at at time zone 'UTC')::date, c.user_id, m.model_used, 0, sum(m.prompt_token_count),
+    sum(m.completion_token_count), count(*), 0, sum(m.prompt_token_count) * 0.000002
+from plain.messages m
+join plain.conversations c on c.id = m.conversation_id
+where m.role = 'assistant'
+group by m.tenant_id, (m.created_at at time zone 'UTC')::date, c.user_id, m.model_used
+order by 2, 1, 3;
+
+insert into public.usage_totals (
+    tenant_id, date, slot, prompt_tokens, completion_tokens, request_count, unpriced_count, cost
+)
+select
+    tenant_id, date, 0, sum(prompt_tokens), sum(completion_tokens), sum(request_count), 0, sum(cost)
+from public.usage_days group by tenant_id, date
+order by 2, 1;
+
+insert into plain.usage_metrics (
+    tenant_id, user_id, date, prompt_tokens, completion_tokens, request_count, estimated_cost
+)
+select tenant_id, user_id, date, prompt_tokens, completion_tokens, request_count, cost
+from public.usage_days order by date, tenant_id, user_id;
+
+insert into side.usage_months
+select tenant_id, month, prompt_tokens, completion_tokens, total_tokens, request_count, estimated_cost, active_days
+from public.usage_by_month;
+
+insert into public.usage_events (
+    tenant_id, user_id, occurred_at, recorded_at, prompt_tokens, completion_tokens, request_count, date,
+    idempotency_key, kind, model, usage, cost, recorded_by
+)
+select
+    m.tenant_id, c.user_id, m.created_at, m.created_at, m.prompt_token_count, m.completion_token_count, 1,
+    (m.created_at at time zone 'UTC')::date, 'message:' || m.id, 'usage', m.model_used,
+    jsonb_build_object('prompt_tokens', m.prompt_token_count, 'completion_tokens', m.completion_token_count),
+    m.prompt_token_count * 0.000002, 'bench'
+from plain.messages m
+join plain.conversations c on c.id = m.conversation_id
+where m.role = 'assistant' and m.sequence_number % 10 = 4;
+
+insert into side.usage_events select * from public.usage_events;
+
+insert into public.model_prices (id, pattern, usage_type, unit_price)
+values (new_id(), 'model-%', 'prompt_tokens', 0.000002), (new_id(), 'model-%', 'completion_tokens', 0.000008);
+
+-- What somebody thought of a tenth of them.
+insert into plain.feedback (message_id, conversation_id, tenant_id, user_id, rating, created_at, updated_at)
+select m.id, m.conversation_id, m.tenant_id, c.user_id, case when random() < 0.8 then 1 else -1 end, m.created_at,
+    m.created_at
+from plain.messages m
+join plain.conversations c on c.id = m.conversation_id
+where m.role = 'assistant' and m.sequence_number % 20 = 8;
+
+insert into public.feedback select * from plain.feedback;
+
+insert into public.feedback_counts (message_id, conversation_id, tenant_id, thumbs_up, thumbs_down)
+select message_id, conversation_id, tenant_id, (rating > 0)::integer, (rating < 0)::integer from public.feedback;
+
+-- Limits that nobody meets.
+update public.tenants set rate_limit_per_minute = 60000000, daily_token_limit = 1000000000000000;

@@ -14,10 +14,14 @@ begin
         create role bench_gateway login noinherit;
         grant bench_member, bench_bypass, bench_naive to bench_gateway;
     end if;
+    if to_regrole('bench_service') is null then
+        create role bench_service login bypassrls;
+    end if;
 end;
 $$;
 select grant_access('bench_member');
 select grant_access('bench_bypass');
+select grant_access('bench_service', 'service');
 
 create schema plain;
 
@@ -34,11 +38,13 @@ create table plain.messages (like public.messages including all);
 
 -- A dump of this schema must stand alone.
 drop index plain.messages_created_at_idx;
+drop index plain.messages_tenant_id_created_at_conversation_id_id_idx;
 alter table plain.messages
 alter column status drop default,
 alter column role type plain.message_role using role::text::plain.message_role,
 alter column status type plain.message_status using status::text::plain.message_status,
 alter column status set default 'completed';
+create index on plain.messages (tenant_id, created_at) include (conversation_id, id) where role = 'assistant';
 
 alter table plain.tenants alter column id set default gen_random_uuid();
 alter table plain.users alter column id set default gen_random_uuid();
@@ -163,6 +169,66 @@ create table side.documents (id uuid primary key, document jsonb not null);
 
 grant usage on schema side to bench_bypass;
 grant select, insert, update, delete on all tables in schema side to bench_bypass;
+
+-- Usage as it is added up by hand: a row for each day of a user, with room on its page for its next versions.
+create table plain.usage_metrics (
+    tenant_id uuid not null references plain.tenants (id),
+    user_id uuid references plain.users (id),
+    date date not null,
+    prompt_tokens bigint not null,
+    completion_tokens bigint not null,
+    total_tokens bigint generated always as (prompt_tokens + completion_tokens) stored,
+    request_count bigint not null,
+    estimated_cost numeric not null,
+    unique nulls not distinct (tenant_id, user_id, date)
+) with (fillfactor = 50);
+
+-- The ledger alone.
+create table side.usage_events (like public.usage_events including all);
+
+-- What a month comes to, in a row that somebody keeps.
+create table side.usage_months (
+    tenant_id uuid not null,
+    month date not null,
+    prompt_tokens bigint not null,
+    completion_tokens bigint not null,
+    total_tokens bigint not null,
+    request_count bigint not null,
+    estimated_cost numeric not null,
+    active_days bigint not null,
+    primary key (tenant_id, month)
+);
+alter table side.usage_months enable row level security;
+create policy admins on side.usage_months for select
+using (tenant_id = (select public.current_tenant_id()) and (select public.is_tenant_admin()));
+
+-- Requests a minute and tokens a day, counted in the row of their window.
+create table side.request_windows (
+    tenant_id uuid not null,
+    minute timestamptz not null,
+    requests bigint not null,
+    primary key (tenant_id, minute)
+) with (fillfactor = 50);
+create table side.token_windows (
+    tenant_id uuid not null,
+    date date not null,
+    tokens bigint not null,
+    primary key (tenant_id, date)
+) with (fillfactor = 50);
+
+-- Feedback that nobody counts.
+create table plain.feedback (like public.feedback including all);
+alter table plain.feedback
+alter column id set default gen_random_uuid(),
+add foreign key (message_id) references plain.messages (id) on delete cascade,
+add foreign key (user_id) references plain.users (id) on delete cascade;
+
+grant select, insert, update, delete on plain.usage_metrics, plain.feedback to bench_bypass;
+grant select, insert, update, delete on all tables in schema side to bench_bypass;
+grant usage on schema side to bench_member;
+grant select on side.usage_months to bench_member;
+grant usage on schema plain, side to bench_service;
+grant select, insert, update, delete on all tables in schema plain, side to bench_service;
 
 -- Policies as they are written by hand, about a caller as Supabase's auth.uid() finds him.
 create function plain.uid() returns uuid

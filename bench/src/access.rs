@@ -302,14 +302,14 @@ fn all(
     Ok(found)
 }
 
-type Param = Box<dyn ToSql + Sync + Send>;
+pub type Param = Box<dyn ToSql + Sync + Send>;
 
-fn param(value: impl ToSql + Sync + Send + 'static) -> Param {
+pub fn param(value: impl ToSql + Sync + Send + 'static) -> Param {
     Box::new(value)
 }
 
 /// Asks the same again and again.
-fn asker(
+pub fn asker(
     mut client: Client,
     statement: &str,
     params: Vec<Param>,

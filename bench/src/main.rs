@@ -1,10 +1,15 @@
 //! Measures the extension against the same tables without it. `dev/bench` runs it.
 
 mod access;
+mod analytics;
+mod calls;
 mod conversations;
 mod data;
 mod dump;
+mod feedback;
 mod ids;
+mod limits;
+mod maintenance;
 mod measure;
 mod messages;
 mod redis;
@@ -12,6 +17,7 @@ mod report;
 mod row;
 mod server;
 mod streaming;
+mod usage;
 mod wire;
 
 use std::env;
@@ -39,6 +45,11 @@ fn rows() -> Vec<row::Row> {
         ids::rows(),
         dump::rows(),
         streaming::rows(),
+        usage::rows(),
+        limits::rows(),
+        feedback::rows(),
+        analytics::rows(),
+        maintenance::rows(),
     ];
     rows.into_iter().flatten().collect()
 }
