@@ -24,11 +24,11 @@ declare
     job constant text := 'pg_conversation maintenance in @extschema@';
     command constant text := 'select from @extschema@.run_maintenance()';
     owner text := (
-        select r.rolname from pg_class c join pg_roles r on r.oid = c.relowner
+        select r.rolname::text from pg_class c join pg_roles r on r.oid = c.relowner
         where c.oid = to_regclass('@extschema@.maintenance_runs')
     );
     -- A superuser's job would run whatever the owner of the database puts in the place of the function.
-    runner text := current_user;
+    runner text := current_user::text;
     elsewhere text;
     -- As a crontab takes them: there a percent sign ends the line.
     words text := (
