@@ -47,7 +47,8 @@ fn restored_feedback_is_counted_once() {
                 target.superuser().run("create extension pg_conversation");
                 if restore.contains(&"--disable-triggers") {
                     target.superuser().run(
-                        "delete from tenants; delete from schema_version; delete from access_profiles",
+                        "delete from tenants; delete from schema_version; delete from access_profiles; \
+                         delete from maintenance_runs",
                     );
                 }
             }

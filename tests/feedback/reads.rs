@@ -63,17 +63,18 @@ fn one_look_at_the_counts_tells_how_many_whatever_their_number() {
             ("feedback_counts_pkey", 1),
             ("idx_feedback_counts_conversation", 0),
             ("feedback_counts", 0),
-            ("feedback_is_given_once", 1),
+            // Of so few rows that of the user alone may be as good.
+            ("feedback_is_given_once, idx_feedback_user", 1),
             ("feedback_pkey", 0),
-            ("idx_feedback_user", 0),
             ("idx_feedback_conversation", 0),
             ("feedback", 0),
         ];
         let searched = |client: &mut Client| -> Vec<i64> {
-            let names = expected.map(|(name, _)| format!("'{name}'")).join(", ");
+            let names = expected.map(|(names, _)| format!("'{names}'")).join(", ");
             client.values(&format!(
-                "select pg_stat_get_xact_numscans(name::regclass) \
-                 from unnest(array[{names}]) with ordinality as n (name, place) order by place"
+                "select (select sum(pg_stat_get_xact_numscans(name::regclass))::bigint \
+                     from string_to_table(names, ', ') name) \
+                 from unnest(array[{names}]) with ordinality as n (names, place) order by place"
             ))
         };
         member.run("begin");
@@ -81,7 +82,7 @@ fn one_look_at_the_counts_tells_how_many_whatever_their_number() {
         member.run(&call(0));
         let after = searched(&mut member);
         for (n, (name, expected)) in expected.iter().enumerate() {
-            assert_eq!(after[n] - before[n], *expected, "{name}");
+            assert_eq!(after[n] - before[n], *expected, "{name}: {before:?}, {after:?}");
         }
         member.run("rollback");
         let begin = Instant::now();

@@ -208,7 +208,6 @@ fn rollback_keeps_what_was_used_rated_and_reserved_and_force_keeps_the_rest() {
     let m: Uuid = owner.value(&format!("select begin_message('{c}')"));
     let t: Uuid = owner.value("select tenant_id from conversations");
     let rows = [
-        (12, "rate_states", "select check_rate_limit()".into()),
         (
             12,
             "token_windows",
