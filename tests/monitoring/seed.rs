@@ -62,7 +62,7 @@ fn seeding_says_what_there_is_and_again_makes_the_same() {
              select check_rate_limit(1, test_id(1, 1)); \
              select void_usage(test_id(1, 1), 'test:1', 'tried')",
         );
-        for table in ["token_reservations", "token_windows", "rate_states"] {
+        for table in ["token_reservations", "token_windows"] {
             assert_eq!(owner.value::<i64>(&format!("select count(*) from {table}")), 1, "{table}");
         }
         assert_eq!(summary(&mut owner, "seed_test_data()"), expected());
