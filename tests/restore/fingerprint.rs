@@ -79,7 +79,8 @@ const SECTIONS: &[(&str, &str)] = &[
     ),
     (
         "view",
-        "select c.oid::regclass::text, pg_get_viewdef(c.oid)
+        // Postgres 18 leaves out the name of a table that is alone.
+        "select c.oid::regclass::text, regexp_replace(pg_get_viewdef(c.oid), '\\m\\w+\\.', '', 'g')
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where {ours} and c.relkind in ('v', 'm')",
     ),
