@@ -98,7 +98,7 @@ const CHANGES: [&str; 12] = [
     "delete from conversation_members where conversation_id in (select id from conversations where title::int % 7 = $n % 7)",
     "insert into conversation_members (conversation_id, user_id, role) select id, '$bob', 'owner' \
      from conversations where user_id = '$ada' and title::int % 97 = $n on conflict do nothing",
-    "update users set is_active = $n < 20 where id = '$bob'",
+    "update users set is_active = $n > 60 where id = '$bob'",
     "update users set is_active = true",
     "update users set role = case when $n < 60 then 'member' else 'admin' end where id = '$bob'",
     "update tenants set is_active = true",
@@ -119,7 +119,10 @@ fn a_question_over_many_conversations_shows_all_that_is_his_and_nothing_else() {
     ];
     let mut sessions: Vec<Kept> = (0..4).map(|_| Kept::new(database.connect("member"))).collect();
     for (session, mode) in sessions.iter_mut().zip(["auto", "force_generic_plan"].iter().cycle()) {
-        session.client.run(&format!("set plan_cache_mode = {mode}"));
+        session.client.run(&format!(
+            "set plan_cache_mode = {mode}; set pg_conversation.user_id = '{}'",
+            rng.pick(&people)
+        ));
     }
     let (mut asked, mut something) = (0, 0);
     for step in 0..160 {
@@ -145,7 +148,7 @@ fn a_question_over_many_conversations_shows_all_that_is_his_and_nothing_else() {
     }
     seed();
     println!("{asked} asked, {something} of them with an answer");
-    assert!(something > asked / 3);
+    assert!(something > asked / 10);
 }
 
 fn plan(client: &mut Client, sql: &str) -> String {
