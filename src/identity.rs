@@ -210,6 +210,12 @@ pub fn tenant_of(user: Uuid) -> Result<Option<Uuid>, Error> {
     Ok(tenant.flatten())
 }
 
+/// Whether there is such a tenant, active or not.
+pub fn is_tenant(id: Uuid) -> Result<bool, Error> {
+    let found = lookup::find(c"tenants", c"tenants_pkey", &by_id(c"id", id)?, |_| ())?;
+    Ok(found.is_some())
+}
+
 /// Whether the role may make conversations at all: nobody else leaves a row in users.
 fn may_begin() -> Result<bool, Error> {
     let conversations = plan::our_table(c"conversations")?;

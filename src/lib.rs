@@ -16,6 +16,7 @@ mod error;
 mod feedback;
 mod function;
 mod identity;
+mod indexes;
 mod install;
 mod limits;
 mod lock;

@@ -58,12 +58,6 @@ impl Tenant {
     }
 }
 
-/// Whether there is such a tenant, active or not.
-fn exists(id: Uuid) -> Result<bool, Error> {
-    let keys = by_id(c"id", id)?;
-    Ok(now(|| lookup::find(c"tenants", c"tenants_pkey", &keys, |_| ()))?.is_some())
-}
-
 /// The clock, which a decision reads once.
 fn clock() -> i64 {
     // SAFETY: reads the clock of the system.

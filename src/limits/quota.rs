@@ -9,7 +9,7 @@ use pgrx::Uuid;
 use pgrx::datum::Date;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
-use super::{Tenant, clock, exists, rights};
+use super::{Tenant, clock, rights};
 use crate::error::Error;
 use crate::function::{Composite, argument, c_function, raw_argument};
 use crate::identity;
@@ -166,7 +166,9 @@ fn reserve(call: FunctionCallInfo) -> Result<Datum, Error> {
     let length = length(raw_argument(call, 1).ok_or(Error::Missing("ttl"))?)?;
     let decided = match (Tenant::meant(named)?, named) {
         (Some(tenant), _) => decide(&tenant, tokens)?,
-        (None, Some(id)) if exists(id)? => Err(Refusal { remaining: Some(0), retry_after: None }),
+        (None, Some(id)) if now(|| identity::is_tenant(id))? => {
+            Err(Refusal { remaining: Some(0), retry_after: None })
+        }
         (None, Some(id)) => return Err(Error::NoSuchTenant(id)),
         (None, None) => return Err(Error::Missing("tenant_id")),
     };

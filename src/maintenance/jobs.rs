@@ -178,17 +178,13 @@ fn purge_singly(ids: &[Uuid], run: &mut Run) -> Result<Batch, Error> {
     Ok(Batch { rows, is_more: true })
 }
 
-const AT_ONCE: i64 = 1000;
+const AT_ONCE: i32 = 1000;
 
-static FOLD_USAGE: Statement = Statement {
-    sql: "select @extschema@.fold_usage($1::pg_catalog.int4)::pg_catalog.int8",
-    types: &[pg_sys::INT8OID],
-};
+static FOLD_USAGE: Statement =
+    Statement { sql: "select @extschema@.fold_usage($1)", types: &[pg_sys::INT4OID] };
 
-static CLEAN_UP_RESERVATIONS: Statement = Statement {
-    sql: "select @extschema@.cleanup_reservations($1::pg_catalog.int4)::pg_catalog.int8",
-    types: &[pg_sys::INT8OID],
-};
+static CLEAN_UP_RESERVATIONS: Statement =
+    Statement { sql: "select @extschema@.cleanup_reservations($1)", types: &[pg_sys::INT4OID] };
 
 fn usage_folding(_run: &mut Run) -> Result<Batch, Error> {
     many(&FOLD_USAGE)
@@ -199,9 +195,9 @@ fn reservations(_run: &mut Run) -> Result<Batch, Error> {
 }
 
 fn many(statement: &'static Statement) -> Result<Batch, Error> {
-    let rows = statement.run_now(&[arg(AT_ONCE)], |row| row.get(1))?.flatten().unwrap_or(0);
+    let rows = statement.run_now(&[arg(AT_ONCE)], |row| row.get::<i32>(1))?.flatten().unwrap_or(0);
     // What they take at once is not what they count.
-    Ok(Batch { rows, is_more: rows > 0 })
+    Ok(Batch { rows: rows.into(), is_more: rows > 0 })
 }
 
 /// Messages whose counts are not those of their feedback.

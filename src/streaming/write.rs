@@ -10,6 +10,7 @@ use super::chunks::{COLUMNS, Chunks};
 use super::commit;
 use super::rights::has_policies_only;
 use crate::error::Error;
+use crate::indexes::Indexes;
 use crate::owner;
 use crate::plan::{self, Statement, arg};
 
@@ -109,13 +110,7 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
     unsafe {
         let relation = chunks.relation;
         let layout = &chunks.layout;
-        let state = pg_sys::CreateExecutorState();
-        let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>());
-        let target = target.cast::<pg_sys::ResultRelInfo>();
-        (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-        (*target).ri_RelationDesc = relation;
-        pg_sys::ExecOpenIndices(target, false);
-
+        let indexes = Indexes::open(relation);
         let now = pg_sys::GetCurrentTimestamp();
         let slots: Vec<*mut pg_sys::TupleTableSlot> = (0..rows.len().min(AT_ONCE))
             .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
@@ -136,7 +131,7 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
             }
             store(relation, &slots[..batch.len()]);
             for slot in &slots[..batch.len()] {
-                index(target, *slot, state);
+                indexes.add(*slot, false);
             }
             if rows.len() > AT_ONCE {
                 pgrx::check_for_interrupts!();
@@ -145,8 +140,7 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
         for slot in slots {
             pg_sys::ExecDropSingleTupleTableSlot(slot);
         }
-        pg_sys::ExecCloseIndices(target);
-        pg_sys::FreeExecutorState(state);
+        indexes.close();
     }
 }
 
@@ -168,19 +162,5 @@ unsafe fn store(relation: pg_sys::Relation, slots: &[*mut pg_sys::TupleTableSlot
         } else {
             slots.iter().for_each(|slot| pg_sys::simple_table_tuple_insert(relation, *slot));
         }
-    }
-}
-
-unsafe fn index(
-    target: *mut pg_sys::ResultRelInfo,
-    slot: *mut pg_sys::TupleTableSlot,
-    state: *mut pg_sys::EState,
-) {
-    let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
-    unsafe {
-        #[cfg(feature = "pg15")]
-        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters);
-        #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters, false);
     }
 }

@@ -12,6 +12,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::slots::Figures;
 use crate::error::Error;
+use crate::indexes::Indexes;
 use crate::lookup::unique_index;
 use crate::owner;
 use crate::plan::{self, Row};
@@ -307,40 +308,17 @@ unsafe fn update(
 /// # Safety
 ///
 /// The tuple has just been written into the relation.
-unsafe fn index(
-    relation: pg_sys::Relation,
-    tuple: pg_sys::HeapTuple,
-    #[cfg_attr(feature = "pg15", allow(unused_variables))] only_summarizing: bool,
-) {
+unsafe fn index(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple, only_summarizing: bool) {
     unsafe {
-        let state = pg_sys::CreateExecutorState();
-        let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>());
-        let target = target.cast::<pg_sys::ResultRelInfo>();
-        (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-        (*target).ri_RelationDesc = relation;
-        pg_sys::ExecOpenIndices(target, false);
+        let indexes = Indexes::open(relation);
         let slot = pg_sys::MakeSingleTupleTableSlot(
             (*relation).rd_att,
             &raw const pg_sys::TTSOpsHeapTuple,
         );
         pg_sys::ExecStoreHeapTuple(tuple, slot, false);
-        let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
-        #[cfg(feature = "pg15")]
-        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, conflict, arbiters);
-        #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-        pg_sys::ExecInsertIndexTuples(
-            target,
-            slot,
-            state,
-            false,
-            false,
-            conflict,
-            arbiters,
-            only_summarizing,
-        );
+        indexes.add(slot, only_summarizing);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
-        pg_sys::ExecCloseIndices(target);
-        pg_sys::FreeExecutorState(state);
+        indexes.close();
     }
 }
 

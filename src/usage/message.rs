@@ -3,8 +3,6 @@
 //! What finish_message notes is an event, and no event is taken back for what a message says later: whoever
 //! may write in a conversation may also delete it, and make a message of the same id anew.
 
-use std::ffi::CStr;
-
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, JsonB, Uuid};
 use serde_json::{Map, Value};
@@ -40,8 +38,6 @@ static NAMELESS: Statement = Statement {
     types: &[pg_sys::UUIDOID, pg_sys::TEXTOID],
 };
 
-const OF_MESSAGES: [&CStr; 2] = [c"messages", c"conversations"];
-
 /// Records what a message has used. Finishing must not fail for this: nobody who may be gone is looked up,
 /// and what does not fit is cut. The caller holds the lock of the message.
 pub fn record_message(message: Uuid, noted: Noted) -> Result<(), Error> {
@@ -50,17 +46,15 @@ pub fn record_message(message: Uuid, noted: Noted) -> Result<(), Error> {
         return Ok(());
     }
     let recorded_by = rights::caller();
-    as_owner(&OF_MESSAGES, || {
-        as_owner(&TABLES, || {
-            let Some(of) = find(message)? else { return Ok(()) };
-            let mut keys = Keys { message, tenant: of.tenant, next: 1 };
-            match (has_tokens, noted.is_end) {
-                (true, _) => record(&of, &mut keys, noted, &recorded_by),
-                (false, false) => name(&of, &mut keys, &recorded_by),
-                // Nothing of it was recorded.
-                (false, true) => Ok(()),
-            }
-        })
+    as_owner(&TABLES, || {
+        let Some(of) = find(message)? else { return Ok(()) };
+        let mut keys = Keys { message, tenant: of.tenant, next: 1 };
+        match (has_tokens, noted.is_end) {
+            (true, _) => record(&of, &mut keys, noted, &recorded_by),
+            (false, false) => name(&of, &mut keys, &recorded_by),
+            // Nothing of it was recorded.
+            (false, true) => Ok(()),
+        }
     })
 }
 
