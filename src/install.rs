@@ -515,6 +515,7 @@ mod tests {
             "usage_events",
             "usage_days",
             "usage_totals",
+            "usage_months",
             "model_prices",
             "rate_states",
             "token_windows",

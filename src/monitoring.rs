@@ -95,7 +95,12 @@ static WORK: Statement = Statement {
                    and d.date operator(pg_catalog.<) o.day limit 10000) \
                   union all \
                   (select from @extschema@.usage_totals d where d.slot operator(pg_catalog.<>) 0 \
-                   and d.date operator(pg_catalog.<) o.day limit 10000)) s) \
+                   and d.date operator(pg_catalog.<) o.day limit 10000) \
+                  union all \
+                  (select from @extschema@.usage_months m where m.slot operator(pg_catalog.<>) 0 \
+                   and m.month operator(pg_catalog.<) \
+                       pg_catalog.date_trunc('month', o.day::pg_catalog.timestamp)::pg_catalog.date \
+                   limit 10000)) s) \
           from (select pg_catalog.timezone('UTC', pg_catalog.now())::pg_catalog.date \
                     operator(pg_catalog.-) 1 as day) o",
     types: &[pg_sys::TEXTOID],
@@ -136,7 +141,7 @@ static JOBS: Statement = Statement {
 /// What a role must be able to read to hear any of this.
 const ASKED: &CStr = c"maintenance_runs";
 
-const TABLES: [&CStr; 8] = [
+const TABLES: [&CStr; 9] = [
     c"messages",
     c"message_chunks",
     c"conversations",
@@ -144,6 +149,7 @@ const TABLES: [&CStr; 8] = [
     c"token_windows",
     c"usage_days",
     c"usage_totals",
+    c"usage_months",
     c"tenants",
 ];
 

@@ -126,8 +126,17 @@ insert into plain.usage_metrics (
 select tenant_id, user_id, date, prompt_tokens, completion_tokens, request_count, cost
 from public.usage_days order by date, tenant_id, user_id;
 
+insert into public.usage_months (
+    tenant_id, month, slot, prompt_tokens, completion_tokens, request_count, unpriced_count, cost
+)
+select
+    tenant_id, date_trunc('month', date::timestamp)::date, 0, sum(prompt_tokens), sum(completion_tokens),
+    sum(request_count), 0, sum(cost)
+from public.usage_totals group by 1, 2
+order by 2, 1;
+
 insert into side.usage_months
-select tenant_id, month, prompt_tokens, completion_tokens, total_tokens, request_count, estimated_cost, active_days
+select tenant_id, month, prompt_tokens, completion_tokens, total_tokens, request_count, unpriced_count, estimated_cost
 from public.usage_by_month;
 
 insert into public.usage_events (

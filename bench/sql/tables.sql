@@ -194,8 +194,8 @@ create table side.usage_months (
     completion_tokens bigint not null,
     total_tokens bigint not null,
     request_count bigint not null,
+    unpriced_count bigint not null,
     estimated_cost numeric not null,
-    active_days bigint not null,
     primary key (tenant_id, month)
 );
 alter table side.usage_months enable row level security;

@@ -235,17 +235,17 @@ const MONTH: &str = "select * from usage_by_month where tenant_id = $1 and month
 const MONTH_PLAIN: &str =
     "select * from side.usage_months where tenant_id = $1 and month = $2::text::date";
 
-/// A month of one tenant, and one in which every day has as many rows as 64 clients leave behind.
+/// A month of one tenant, and one that has as many rows as 64 clients leave behind.
 fn month(bench: &Bench) -> Result<Vec<Line>> {
     let folded = "2025-08-01";
     let in_slots = "2025-09-01";
     let mut client = bench.connect(As::Superuser)?;
     client.batch_execute("set session_replication_role = replica")?;
     client.execute(
-        "insert into usage_totals (tenant_id, date, slot, prompt_tokens, completion_tokens, request_count, \
+        "insert into usage_months (tenant_id, month, slot, prompt_tokens, completion_tokens, request_count, \
          unpriced_count, cost) \
-         select tenant_id, date, 1000 + n, 0, 0, 0, 0, 0 from usage_totals, generate_series(1, 64) n \
-         where date = '2025-09-30' and tenant_id = $1",
+         select tenant_id, month, 1000 + n, 0, 0, 0, 0, 0 from usage_months, generate_series(1, 64) n \
+         where month = '2025-09-01' and tenant_id = $1",
         &[&bench.admin.tenant],
     )?;
     bench.settle()?;
@@ -270,7 +270,7 @@ fn month(bench: &Bench) -> Result<Vec<Line>> {
     )?;
     let arms = [
         "usage_by_month",
-        "of which a day has 65 rows",
+        "of 65 rows",
         "as an admin",
         "row of a month",
         "row of a month, as an admin",

@@ -95,6 +95,7 @@ as $$
         ('member', 'select', 'usage_events'),
         ('member', 'select', 'usage_days'),
         ('member', 'select', 'usage_totals'),
+        ('member', 'select', 'usage_months'),
         ('member', 'select', 'usage_metrics'),
         ('member', 'select', 'usage_by_month'),
         ('member', 'select', 'current_day_usage'),
@@ -102,6 +103,7 @@ as $$
             'usage_events'),
         ('service', 'select', 'usage_days'),
         ('service', 'select', 'usage_totals'),
+        ('service', 'select', 'usage_months'),
         ('service', 'select', 'usage_metrics'),
         ('service', 'select', 'usage_by_month'),
         ('service', 'select', 'current_day_usage'),
@@ -128,6 +130,7 @@ as $$
         ('monitor', 'select', 'stats_tables'),
         ('monitor', 'select', 'stats_indexes'),
         ('monitor', 'select', 'usage_totals'),
+        ('monitor', 'select', 'usage_months'),
         ('monitor', 'select (tenant_id, date, model, slot, prompt_tokens, completion_tokens, request_count, '
             'unpriced_count, cost)', 'usage_days'),
         ('monitor', 'select (tenant_id, rating, created_at)', 'feedback'),

@@ -96,6 +96,7 @@ begin
     delete from @extschema@.conversations c where @extschema@.is_test_id(c.id);
     delete from @extschema@.token_reservations r where @extschema@.is_test_id(r.tenant_id);
     delete from @extschema@.token_windows w where @extschema@.is_test_id(w.tenant_id);
+    delete from @extschema@.usage_months m where @extschema@.is_test_id(m.tenant_id);
     delete from @extschema@.usage_totals s where @extschema@.is_test_id(s.tenant_id);
     delete from @extschema@.usage_days d where @extschema@.is_test_id(d.tenant_id);
     delete from @extschema@.usage_events e where @extschema@.is_test_id(e.tenant_id);

@@ -44,7 +44,7 @@ comment on function @extschema@.increment_usage_metrics(uuid, uuid, date, bigint
 create function @extschema@.fold_usage(max_keys integer default 1000) returns integer
 language c as 'MODULE_PATHNAME', 'fold_usage';
 comment on function @extschema@.fold_usage(integer) is
-'Folds the slots of days that are over everywhere into one row each, and returns how many; for the service.';
+'Folds the slots of days and months that are over everywhere into one row each, and returns how many; for the service.';
 
 comment on function @extschema@.recalculate_costs(date, date, boolean, uuid) is
 'What events of these days would cost at today''s price list, where that is not what they cost; writes the difference

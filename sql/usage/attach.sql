@@ -1,6 +1,7 @@
 alter table @extschema@.usage_events enable row level security;
 alter table @extschema@.usage_days enable row level security;
 alter table @extschema@.usage_totals enable row level security;
+alter table @extschema@.usage_months enable row level security;
 alter table @extschema@.model_prices enable row level security;
 
 alter table @extschema@.model_prices alter column id set default @extschema@.new_id();
@@ -21,6 +22,10 @@ using (
 
 drop policy if exists usage_totals_read on @extschema@.usage_totals;
 create policy usage_totals_read on @extschema@.usage_totals for select
+using (tenant_id = (select @extschema@.current_tenant_id()) and (select @extschema@.is_tenant_admin()));
+
+drop policy if exists usage_months_read on @extschema@.usage_months;
+create policy usage_months_read on @extschema@.usage_months for select
 using (tenant_id = (select @extschema@.current_tenant_id()) and (select @extschema@.is_tenant_admin()));
 
 -- What is charged is between the service and its providers.
@@ -48,20 +53,18 @@ select
 from @extschema@.usage_days d
 group by d.tenant_id, d.date, d.user_id;
 
--- The month is written as its index has it.
 create or replace view @extschema@.usage_by_month with (security_invoker = true) as
 select
-    t.tenant_id,
-    date_trunc('month', t.date::timestamp)::date as month,
-    sum(t.prompt_tokens)::bigint as prompt_tokens,
-    sum(t.completion_tokens)::bigint as completion_tokens,
-    sum(t.prompt_tokens + t.completion_tokens)::bigint as total_tokens,
-    sum(t.request_count)::bigint as request_count,
-    sum(t.unpriced_count)::bigint as unpriced_count,
-    sum(t.cost) as estimated_cost,
-    count(distinct t.date) as active_days
-from @extschema@.usage_totals t
-group by t.tenant_id, date_trunc('month', t.date::timestamp)::date;
+    m.tenant_id,
+    m.month,
+    sum(m.prompt_tokens)::bigint as prompt_tokens,
+    sum(m.completion_tokens)::bigint as completion_tokens,
+    sum(m.prompt_tokens + m.completion_tokens)::bigint as total_tokens,
+    sum(m.request_count)::bigint as request_count,
+    sum(m.unpriced_count)::bigint as unpriced_count,
+    sum(m.cost) as estimated_cost
+from @extschema@.usage_months m
+group by m.tenant_id, m.month;
 
 -- Which day it is depends on a column, and so is not for an index of a table with policies to know; that it
 -- is one of three is.
@@ -136,8 +139,21 @@ comment on column @extschema@.usage_totals.request_count is 'Requests.';
 comment on column @extschema@.usage_totals.unpriced_count is 'Events with something that has no price.';
 comment on column @extschema@.usage_totals.cost is 'Cost.';
 comment on index @extschema@.idx_usage_totals_unfolded is 'Rows that fold_usage has still to look at.';
-comment on index @extschema@.idx_usage_totals_month is 'Days of a month, for usage_by_month.';
 comment on policy usage_totals_read on @extschema@.usage_totals is 'Admins see their tenant''s.';
+
+comment on table @extschema@.usage_months is
+'What events add up to by tenant and month: the sum over the slots of a key.';
+comment on column @extschema@.usage_months.tenant_id is 'Tenant.';
+comment on column @extschema@.usage_months.month is 'First day of the month.';
+comment on column @extschema@.usage_months.slot is
+'One of several rows that are added up, so that writers do not wait for one another; 0 once folded.';
+comment on column @extschema@.usage_months.prompt_tokens is 'Tokens of prompts.';
+comment on column @extschema@.usage_months.completion_tokens is 'Tokens of answers.';
+comment on column @extschema@.usage_months.request_count is 'Requests.';
+comment on column @extschema@.usage_months.unpriced_count is 'Events with something that has no price.';
+comment on column @extschema@.usage_months.cost is 'Cost.';
+comment on index @extschema@.idx_usage_months_unfolded is 'Rows that fold_usage has still to look at.';
+comment on policy usage_months_read on @extschema@.usage_months is 'Admins see their tenant''s.';
 
 comment on table @extschema@.model_prices is 'What a unit of usage costs, by model, type and time.';
 comment on column @extschema@.model_prices.id is 'Key.';
@@ -173,7 +189,6 @@ comment on column @extschema@.usage_by_month.total_tokens is 'Both.';
 comment on column @extschema@.usage_by_month.request_count is 'Requests.';
 comment on column @extschema@.usage_by_month.unpriced_count is 'Events with something that has no price.';
 comment on column @extschema@.usage_by_month.estimated_cost is 'Cost at the prices that were known.';
-comment on column @extschema@.usage_by_month.active_days is 'Days with events.';
 comment on view @extschema@.current_day_usage is 'Usage of today, in the tenant''s time zone, by user.';
 comment on column @extschema@.current_day_usage.tenant_id is 'Tenant.';
 comment on column @extschema@.current_day_usage.user_id is 'User; null for nobody.';

@@ -57,8 +57,20 @@ create table @extschema@.usage_totals (
 ) with (fillfactor = 50);
 
 create index idx_usage_totals_unfolded on @extschema@.usage_totals (date) where slot <> 0;
-create index idx_usage_totals_month
-on @extschema@.usage_totals (tenant_id, (pg_catalog.date_trunc('month', date::timestamp)::date));
+
+create table @extschema@.usage_months (
+    tenant_id uuid not null,
+    prompt_tokens bigint not null,
+    completion_tokens bigint not null,
+    request_count bigint not null,
+    unpriced_count bigint not null,
+    month date not null,
+    slot integer not null,
+    cost numeric not null,
+    constraint usage_months_pkey primary key (tenant_id, month, slot)
+) with (fillfactor = 50);
+
+create index idx_usage_months_unfolded on @extschema@.usage_months (month) where slot <> 0;
 
 create table @extschema@.model_prices (
     id uuid not null constraint model_prices_pkey primary key,

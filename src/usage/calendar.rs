@@ -34,3 +34,14 @@ pub fn bound(date: Option<Date>, name: &'static str) -> Result<Datum, Error> {
         _ => require_day(date).map(|()| date),
     }
 }
+
+/// The first day of the month of one that usage is recorded on.
+pub fn month(date: Datum) -> Datum {
+    let (mut year, mut month, mut day) = (0, 0, 0);
+    // SAFETY: computes.
+    unsafe {
+        let epoch = pg_sys::POSTGRES_EPOCH_JDATE as i32;
+        pg_sys::j2date(date.value() as i32 + epoch, &mut year, &mut month, &mut day);
+        Datum::from(pg_sys::date2j(year, month, 1) - epoch)
+    }
+}

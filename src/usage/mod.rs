@@ -20,5 +20,12 @@ pub use message::{Noted, record_message};
 pub use slots::any_slot;
 
 /// What recording touches.
-const TABLES: [&CStr; 6] =
-    [c"usage_events", c"usage_days", c"usage_totals", c"model_prices", c"tenants", c"users"];
+const TABLES: [&CStr; 7] = [
+    c"usage_events",
+    c"usage_days",
+    c"usage_totals",
+    c"usage_months",
+    c"model_prices",
+    c"tenants",
+    c"users",
+];

@@ -42,7 +42,7 @@ pub fn to_see_costs() -> Result<(), Error> {
 
 /// To compare all sums with the ledger.
 pub fn to_verify() -> Result<(), Error> {
-    for table in [EVENTS, c"usage_days", c"usage_totals"] {
+    for table in [EVENTS, c"usage_days", c"usage_totals", c"usage_months"] {
         require_privilege(table, pg_sys::ACL_SELECT, &[])?;
     }
     require_unrestricted()

@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{FromDatum, Uuid};
 
+use super::calendar;
 use super::direct::{self, Outcome, Sum};
 use crate::error::Error;
 use crate::identity;
@@ -78,6 +79,22 @@ static ADD_TO_TOTAL: Statement = Statement {
     types: OF_TOTAL,
 };
 
+static ADD_TO_MONTH: Statement = Statement {
+    sql: "update @extschema@.usage_months set \
+              prompt_tokens = prompt_tokens operator(pg_catalog.+) $4, \
+              completion_tokens = completion_tokens operator(pg_catalog.+) $5, \
+              request_count = request_count operator(pg_catalog.+) $6, \
+              unpriced_count = unpriced_count operator(pg_catalog.+) $7, \
+              cost = cost operator(pg_catalog.+) $8 \
+          where tenant_id operator(pg_catalog.=) $1 and month operator(pg_catalog.=) $2 \
+          and $3 is not null and slot operator(pg_catalog.=) ( \
+              select s.slot from @extschema@.usage_months s \
+              where s.tenant_id operator(pg_catalog.=) $1 and s.month operator(pg_catalog.=) $2 \
+              order by s.slot limit 1 for no key update skip locked) \
+          returning true",
+    types: OF_TOTAL,
+};
+
 /// A new row. Nothing is read for it: serializable transactions would meet there.
 static NEW_DAY: Statement = Statement {
     sql: "insert into @extschema@.usage_days \
@@ -91,6 +108,15 @@ static NEW_DAY: Statement = Statement {
 static NEW_TOTAL: Statement = Statement {
     sql: "insert into @extschema@.usage_totals \
               (tenant_id, date, slot, \
+               prompt_tokens, completion_tokens, request_count, unpriced_count, cost) \
+          values ($1, $2, $3, $4, $5, $6, $7, $8) \
+          on conflict do nothing returning true",
+    types: OF_TOTAL,
+};
+
+static NEW_MONTH: Statement = Statement {
+    sql: "insert into @extschema@.usage_months \
+              (tenant_id, month, slot, \
                prompt_tokens, completion_tokens, request_count, unpriced_count, cost) \
           values ($1, $2, $3, $4, $5, $6, $7, $8) \
           on conflict do nothing returning true",
@@ -121,66 +147,100 @@ const OF_TOTAL: &[pg_sys::Oid] = &[
     pg_sys::NUMERICOID,
 ];
 
-static DAYS: Sum = Sum {
-    table: c"usage_days",
-    index: c"usage_days_pkey",
-    key: &[
-        (c"tenant_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
-        (c"date", pg_sys::DATEOID, pg_sys::F_DATE_EQ),
-        (c"user_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
-        (c"model", pg_sys::TEXTOID, pg_sys::F_TEXTEQ),
-    ],
-    columns: 10,
+/// A table of sums, and what is done by statements: where there is no row to add to, and where the DBA has
+/// attached something to the table.
+struct Table {
+    sum: Sum,
+    add: &'static Statement,
+    new: &'static Statement,
+}
+
+static DAYS: Table = Table {
+    sum: Sum {
+        table: c"usage_days",
+        index: c"usage_days_pkey",
+        key: &[
+            (c"tenant_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
+            (c"date", pg_sys::DATEOID, pg_sys::F_DATE_EQ),
+            (c"user_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
+            (c"model", pg_sys::TEXTOID, pg_sys::F_TEXTEQ),
+        ],
+        columns: 10,
+    },
+    add: &ADD_TO_DAY,
+    new: &NEW_DAY,
 };
 
-static TOTALS: Sum = Sum {
-    table: c"usage_totals",
-    index: c"usage_totals_pkey",
-    key: &[
-        (c"tenant_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
-        (c"date", pg_sys::DATEOID, pg_sys::F_DATE_EQ),
-    ],
-    columns: 8,
+static TOTALS: Table = Table {
+    sum: Sum {
+        table: c"usage_totals",
+        index: c"usage_totals_pkey",
+        key: &[
+            (c"tenant_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
+            (c"date", pg_sys::DATEOID, pg_sys::F_DATE_EQ),
+        ],
+        columns: 8,
+    },
+    add: &ADD_TO_TOTAL,
+    new: &NEW_TOTAL,
 };
 
-/// Adds an event to its day and to the total; the caller has the owner's rights.
+static MONTHS: Table = Table {
+    sum: Sum {
+        table: c"usage_months",
+        index: c"usage_months_pkey",
+        key: &[
+            (c"tenant_id", pg_sys::UUIDOID, pg_sys::F_UUID_EQ),
+            (c"month", pg_sys::DATEOID, pg_sys::F_DATE_EQ),
+        ],
+        columns: 8,
+    },
+    add: &ADD_TO_MONTH,
+    new: &NEW_MONTH,
+};
+
+/// Adds an event to its day, to the tenant's day and to the tenant's month; the caller has the owner's
+/// rights.
 pub fn add(place: &Place, figures: &Figures) -> Result<(), Error> {
+    let tenant = Datum::from(place.tenant.as_bytes().as_ptr());
     let user = place.user.unwrap_or(Uuid::from_bytes(NOBODY));
-    let of_day = |slot: i32| -> [Arg; 10] {
-        [
-            arg(place.tenant),
-            Some(place.date),
-            arg(user),
-            Some(place.model),
+    let user_id = Datum::from(user.as_bytes().as_ptr());
+    let month = calendar::month(place.date);
+    // SAFETY: a text.
+    let model = unsafe { <&str>::from_datum(place.model, false) };
+    let (of, date) = (place.tenant.as_bytes(), place.date.value() as i32);
+    let day = sum_of(&(of, date, user.as_bytes(), model));
+    add_to(&DAYS, day, &[tenant, place.date, user_id, place.model], figures)?;
+    add_to(&TOTALS, sum_of(&("day", of, date)), &[tenant, place.date], figures)?;
+    add_to(&MONTHS, sum_of(&("month", of, month.value() as i32)), &[tenant, month], figures)
+}
+
+fn add_to(
+    table: &'static Table,
+    known: u64,
+    key: &[Datum],
+    figures: &Figures,
+) -> Result<(), Error> {
+    let in_slot = |slot: i32| -> Vec<Arg> {
+        let key = key.iter().map(|value| Some(*value));
+        let figures = [
             arg(slot),
             arg(figures.prompt_tokens),
             arg(figures.completion_tokens),
             arg(figures.requests),
             arg(figures.unpriced),
             Some(figures.cost),
-        ]
+        ];
+        key.chain(figures).collect()
     };
-    let of_total = |slot: i32| -> [Arg; 8] {
-        let [tenant, date, _, _, slot, figures @ ..] = of_day(slot);
-        let [prompt, completion, requests, unpriced, cost] = figures;
-        [tenant, date, slot, prompt, completion, requests, unpriced, cost]
-    };
-    let [tenant, date, user_id, model, ..] = of_day(0).map(|arg| arg.unwrap_or(Datum::from(0)));
-
-    // SAFETY: a text.
-    let name = unsafe { <&str>::from_datum(place.model, false) };
-    let number = place.date.value() as i32;
-    let day = sum_of(&(place.tenant.as_bytes(), number, user.as_bytes(), name));
-    match direct::add(&DAYS, day, &[tenant, date, user_id, model], figures)? {
+    match direct::add(&table.sum, known, key, figures)? {
         Outcome::Added => (),
-        Outcome::NoFreeRow => direct::remember(day, make(&NEW_DAY, of_day)?),
-        Outcome::NotPlain => somewhere(&ADD_TO_DAY, &NEW_DAY, of_day)?,
-    }
-    let total = sum_of(&(place.tenant.as_bytes(), number));
-    match direct::add(&TOTALS, total, &[tenant, date], figures)? {
-        Outcome::Added => (),
-        Outcome::NoFreeRow => direct::remember(total, make(&NEW_TOTAL, of_total)?),
-        Outcome::NotPlain => somewhere(&ADD_TO_TOTAL, &NEW_TOTAL, of_total)?,
+        Outcome::NoFreeRow => direct::remember(known, make(table, in_slot)?),
+        Outcome::NotPlain => {
+            if table.add.run_now(&in_slot(0), |_| ())?.is_none() {
+                make(table, in_slot)?;
+            }
+        }
     }
     Ok(())
 }
@@ -192,27 +252,12 @@ fn sum_of(key: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// By statements, where the DBA has attached something to a table.
-fn somewhere<const N: usize>(
-    add: &'static Statement,
-    new: &'static Statement,
-    args: impl Fn(i32) -> [Arg; N],
-) -> Result<(), Error> {
-    if add.run_now(&args(0), |_| ())?.is_none() {
-        make(new, args)?;
-    }
-    Ok(())
-}
-
 /// In a new row, for there is none or all are taken; in which slot.
-fn make<const N: usize>(
-    new: &'static Statement,
-    args: impl Fn(i32) -> [Arg; N],
-) -> Result<i32, Error> {
+fn make(table: &Table, in_slot: impl Fn(i32) -> Vec<Arg>) -> Result<i32, Error> {
     loop {
         pgrx::check_for_interrupts!();
         let slot = any_slot();
-        if new.run_now(&args(slot), |_| ())?.is_some() {
+        if table.new.run_now(&in_slot(slot), |_| ())?.is_some() {
             return Ok(slot);
         }
     }

@@ -1,4 +1,4 @@
-//! Sums of days that are over are folded; sums are compared with the ledger.
+//! Sums of days and months that are over are folded; sums are compared with the ledger.
 
 use pgrx::datum::Date;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
@@ -14,7 +14,8 @@ use crate::owner::{as_owner, in_their_house};
 use crate::plan::{Row, Statement, arg};
 
 /// Keys of days that are over in every zone, with rows in slots. Of their rows those that nobody is
-/// writing to become one, in slot 0; whoever has locked another adds to it as before.
+/// writing to become one, in slot 0; whoever has locked another adds to it as before. Below, the same of
+/// totals and of months.
 static FOLD_DAYS: Statement = Statement {
     sql: "with seen as ( \
               select d.tenant_id, d.date, d.user_id, d.model from @extschema@.usage_days d \
@@ -114,10 +115,59 @@ static FOLD_TOTALS: Statement = Statement {
     types: &[pg_sys::INT4OID, pg_sys::INT4OID],
 };
 
-/// The ledger's sums beside those that are kept, where they differ; in one snapshot.
+static FOLD_MONTHS: Statement = Statement {
+    sql: "with seen as ( \
+              select d.tenant_id, d.month from @extschema@.usage_months d \
+              where d.slot operator(pg_catalog.<>) 0 and d.month operator(pg_catalog.<) \
+                  pg_catalog.date_trunc('month', pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()) \
+                      operator(pg_catalog.-) '1 day'::pg_catalog.interval)::pg_catalog.date \
+              order by d.month limit $1 offset $2 for update skip locked), \
+          picked as (select distinct s.tenant_id, s.month from seen s), \
+          taken as ( \
+              select l.* from picked p cross join lateral ( \
+                  select d.* from @extschema@.usage_months d \
+                  where d.tenant_id operator(pg_catalog.=) p.tenant_id and d.month operator(pg_catalog.=) p.month \
+                  for update skip locked) l), \
+          folded as ( \
+              select t.tenant_id, t.month, pg_catalog.min(t.slot) as slot, \
+                  pg_catalog.sum(t.prompt_tokens) as prompt_tokens, \
+                  pg_catalog.sum(t.completion_tokens) as completion_tokens, \
+                  pg_catalog.sum(t.request_count) as request_count, \
+                  pg_catalog.sum(t.unpriced_count) as unpriced_count, \
+                  pg_catalog.sum(t.cost) as cost \
+              from taken t group by t.tenant_id, t.month \
+              having pg_catalog.min(t.slot) operator(pg_catalog.=) 0 or not exists ( \
+                  select from @extschema@.usage_months z \
+                  where z.tenant_id operator(pg_catalog.=) t.tenant_id \
+                  and z.month operator(pg_catalog.=) t.month and z.slot operator(pg_catalog.=) 0)), \
+          gone as ( \
+              delete from @extschema@.usage_months d using taken t, folded f \
+              where d.tenant_id operator(pg_catalog.=) t.tenant_id and d.month operator(pg_catalog.=) t.month \
+              and d.slot operator(pg_catalog.=) t.slot \
+              and f.tenant_id operator(pg_catalog.=) t.tenant_id and f.month operator(pg_catalog.=) t.month \
+              and f.slot operator(pg_catalog.<>) t.slot), \
+          kept as ( \
+              update @extschema@.usage_months d set slot = 0, prompt_tokens = f.prompt_tokens, \
+                  completion_tokens = f.completion_tokens, request_count = f.request_count, \
+                  unpriced_count = f.unpriced_count, cost = f.cost \
+              from folded f \
+              where d.tenant_id operator(pg_catalog.=) f.tenant_id and d.month operator(pg_catalog.=) f.month \
+              and d.slot operator(pg_catalog.=) f.slot returning 1) \
+          select (select pg_catalog.count(*) from kept)::pg_catalog.int4, \
+              pg_catalog.count(*)::pg_catalog.int4, \
+              pg_catalog.count(*) filter (where f.slot is null)::pg_catalog.int4 \
+          from seen s left join folded f on f.tenant_id operator(pg_catalog.=) s.tenant_id \
+              and f.month operator(pg_catalog.=) s.month",
+    types: &[pg_sys::INT4OID, pg_sys::INT4OID],
+};
+
+/// The ledger's sums beside those that are kept, where they differ; in one snapshot. A month
+/// has days that were not asked about: for these its totals stand, for the ledger of a month may be long.
 static COMPARE: Statement = Statement {
     sql: "with events as ( \
-              select date, coalesce(user_id, '00000000-0000-0000-0000-000000000000') as user_id, model, \
+              select date, \
+                  pg_catalog.date_trunc('month', date::pg_catalog.timestamp)::pg_catalog.date as month, \
+                  coalesce(user_id, '00000000-0000-0000-0000-000000000000') as user_id, model, \
                   prompt_tokens, completion_tokens, request_count, cost, \
                   case when kind operator(pg_catalog.=) 'repricing' \
                        then (usage operator(pg_catalog.->>) 'unpriced')::pg_catalog.int4 \
@@ -141,7 +191,29 @@ static COMPARE: Statement = Statement {
               select 'usage_totals', true, date, null, null, prompt_tokens, \
                   completion_tokens, request_count, unpriced_count, cost from @extschema@.usage_totals \
               where tenant_id operator(pg_catalog.=) $1 \
-              and date operator(pg_catalog.>=) $2 and date operator(pg_catalog.<=) $3), \
+              and date operator(pg_catalog.>=) $2 and date operator(pg_catalog.<=) $3 \
+              union all \
+              select 'usage_months', false, month, null, null, prompt_tokens, \
+                  completion_tokens, request_count, unpriced_count, cost from events \
+              union all \
+              select 'usage_months', false, \
+                  pg_catalog.date_trunc('month', date::pg_catalog.timestamp)::pg_catalog.date, null, null, \
+                  prompt_tokens, completion_tokens, request_count, unpriced_count, cost \
+              from @extschema@.usage_totals \
+              where tenant_id operator(pg_catalog.=) $1 \
+              and ((date operator(pg_catalog.>=) \
+                      pg_catalog.date_trunc('month', $2::pg_catalog.timestamp)::pg_catalog.date \
+                   and date operator(pg_catalog.<) $2) \
+                  or (date operator(pg_catalog.>) $3 \
+                   and date operator(pg_catalog.<) (pg_catalog.date_trunc('month', $3::pg_catalog.timestamp) \
+                      operator(pg_catalog.+) '1 month'::pg_catalog.interval)::pg_catalog.date)) \
+              union all \
+              select 'usage_months', true, month, null, null, prompt_tokens, \
+                  completion_tokens, request_count, unpriced_count, cost from @extschema@.usage_months \
+              where tenant_id operator(pg_catalog.=) $1 \
+              and month operator(pg_catalog.>=) \
+                  pg_catalog.date_trunc('month', $2::pg_catalog.timestamp)::pg_catalog.date \
+              and month operator(pg_catalog.<=) $3), \
           compared as ( \
               select s.source, s.date, s.user_id, s.model, f.figure, \
                   coalesce(pg_catalog.sum(f.value) filter (where not s.is_found), 0) as ledger, \
@@ -161,7 +233,7 @@ static COMPARE: Statement = Statement {
 };
 
 c_function!(
-    /// Folds the slots of days that are over.
+    /// Folds the slots of days and months that are over.
     fold_usage, pg_finfo_fold_usage, fold
 );
 
@@ -178,7 +250,10 @@ fn fold(call: FunctionCallInfo) -> Result<Datum, Error> {
     if !lock::take_if_free(Kind::Folder, Uuid::from_bytes([0; 16])) {
         return Ok(Datum::from(0));
     }
-    let work = || Ok(fold_most(&FOLD_DAYS, most)? + fold_most(&FOLD_TOTALS, most)?);
+    let work = || {
+        let tables = [&FOLD_DAYS, &FOLD_TOTALS, &FOLD_MONTHS];
+        tables.into_iter().map(|table| fold_most(table, most)).sum()
+    };
     let folded: i32 = in_their_house(|| as_owner(&TABLES, work))?;
     Ok(Datum::from(folded))
 }

@@ -93,6 +93,11 @@ const TABLES: [(&str, &str, &str); 27] = [
         "tenant_id",
         "select tenant_id, null::uuid, tenant_id, null::uuid from usage_totals",
     ),
+    (
+        "usage_months",
+        "tenant_id",
+        "select tenant_id, null::uuid, tenant_id, null::uuid from usage_months",
+    ),
     ("model_prices", "id", "select id, null::uuid, null::uuid, null::uuid from model_prices"),
     (
         "usage_metrics",

@@ -19,6 +19,7 @@ const TABLES: [&str; 11] = [
     "usage_events",
     "usage_days",
     "usage_totals",
+    "usage_months",
 ];
 
 #[test]

@@ -26,6 +26,7 @@ fn an_owner_who_binds_himself_reads_what_a_member_reads() {
         "usage_events",
         "usage_days",
         "usage_totals",
+        "usage_months",
         "model_prices",
         "rate_states",
         "token_windows",

@@ -60,6 +60,7 @@ const TABLES: [&str; 12] = [
     "usage_events",
     "usage_days",
     "usage_totals",
+    "usage_months",
 ];
 
 fn explain(client: &mut Client, sql: &str) -> String {

@@ -165,6 +165,8 @@ insert into @s@.usage_days
 select tenant_id, user_id, 0, 0, 0, 0, date, slot + n, model, 0 from @s@.usage_days, generate_series(1, 3) n;
 insert into @s@.usage_totals
 select tenant_id, 0, 0, 0, 0, date, slot + n, 0 from @s@.usage_totals, generate_series(1, 3) n;
+insert into @s@.usage_months
+select tenant_id, 0, 0, 0, 0, month, slot + n, 0 from @s@.usage_months, generate_series(1, 3) n;
 select @s@.fold_usage(2);
 insert into @s@.usage_events (tenant_id, idempotency_key, kind, user_id, model, usage, prompt_tokens,
     completion_tokens, request_count, cost, unpriced, occurred_at, date, recorded_at, recorded_by, reason) values

@@ -141,6 +141,7 @@ const BROKEN: &str = "
     drop trigger place_feedback on @s@.feedback;
     alter table @s@.usage_events disable trigger refuse_insert;
     alter policy usage_totals_read on @s@.usage_totals using (true);
+    alter policy usage_months_read on @s@.usage_months using (true);
     alter table @s@.token_reservations disable row level security;
     alter table @s@.model_prices alter column id drop default;
     drop view @s@.usage_metrics;

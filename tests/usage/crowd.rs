@@ -38,7 +38,7 @@ fn sixty_four_sessions_of_one_tenant_do_not_wait_for_each_other() {
     let mut owner = books.database.superuser();
     let events: i64 = owner.value("select sum(request_count)::bigint from usage_totals");
     assert_eq!(events, (3 * SESSIONS * EACH) as i64);
-    for table in ["usage_days", "usage_totals"] {
+    for table in ["usage_days", "usage_totals", "usage_months"] {
         // Rows are used again: there are as many as there were writers at once.
         let slots: i64 = owner.value(&format!("select count(*) from {table}"));
         assert_eq!(slots, SESSIONS as i64, "{table}");
@@ -56,6 +56,7 @@ fn sessions_one_after_another_share_one_row() {
     let mut owner = books.database.superuser();
     assert_eq!(owner.value::<i64>("select count(*) from usage_days"), 1);
     assert_eq!(owner.value::<i64>("select count(*) from usage_totals"), 1);
+    assert_eq!(owner.value::<i64>("select count(*) from usage_months"), 1);
     books.agree();
 }
 
@@ -239,9 +240,13 @@ fn sums_are_exact_whatever_a_dba_has_put_on_their_tables() {
         "create function noted() returns trigger language plpgsql as \
          'begin insert into notes values (new.slot); return new; end'; create table notes (slot int); \
          create trigger noted before update on usage_days for each row execute function noted(); \
-         create trigger noted before update on usage_totals for each row execute function noted()",
+         create trigger noted before update on usage_totals for each row execute function noted(); \
+         create trigger noted before update on usage_months for each row execute function noted()",
         "create index on usage_days (cost); create index on usage_totals (prompt_tokens, cost)",
         "create index on usage_totals using brin (request_count)",
+        "create index on usage_months (cost); alter table usage_months set (fillfactor = 100)",
+        "alter table usage_months add constraint few check (request_count < 1000)",
+        "alter table usage_months drop constraint usage_months_pkey, add primary key (slot, month, tenant_id)",
         "alter table usage_totals add constraint few check (request_count < 1000)",
         "alter table usage_days add column note text default 'x'",
         "alter table usage_totals drop constraint usage_totals_pkey, add primary key (slot, date, tenant_id)",

@@ -159,7 +159,7 @@ fn what_cannot_be_recorded_is_refused_and_leaves_nothing() {
         let sql = sql.replace("$t", &books.tenant().to_string());
         assert_eq!(service.error(&sql).0, "22004", "{sql}");
     }
-    for table in ["usage_events", "usage_days", "usage_totals"] {
+    for table in ["usage_events", "usage_days", "usage_totals", "usage_months"] {
         assert_eq!(service.value::<i64>(&format!("select count(*) from {table}")), 0, "{table}");
     }
 }

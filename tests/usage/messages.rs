@@ -226,7 +226,8 @@ fn finishing_does_not_fail_for_reasons_of_usage() {
         "update tenants set time_zone = 'Pacific/Kiritimati'",
         "delete from model_prices",
         "update conversations set deleted_at = now()",
-        "alter table usage_totals add column note text; alter table usage_days add column note text",
+        "alter table usage_totals add column note text; alter table usage_days add column note text; \
+         alter table usage_months add column note text",
     ];
     for setup in setups {
         let books = Books::new();

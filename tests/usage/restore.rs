@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::books::{Books, Event, Usage};
 
-const TABLES: [&str; 4] = ["usage_events", "usage_days", "usage_totals", "model_prices"];
+const TABLES: [&str; 5] =
+    ["usage_events", "usage_days", "usage_totals", "usage_months", "model_prices"];
 
 fn content(database: &Database) -> Vec<String> {
     let mut owner = database.superuser();

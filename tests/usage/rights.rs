@@ -49,6 +49,7 @@ fn members_read_their_own_usage_and_write_none() {
         ("usage_events", [1, 4, 0]),
         ("usage_days", [1, 4, 0]),
         ("usage_totals", [0, 1, 0]),
+        ("usage_months", [0, 1, 0]),
         ("usage_metrics", [1, 4, 0]),
         ("usage_by_month", [0, 1, 0]),
         ("current_day_usage", [1, 4, 0]),
@@ -82,10 +83,9 @@ fn members_read_their_own_usage_and_write_none() {
 #[test]
 fn who_is_bound_by_policies_records_nothing_whatever_he_was_granted() {
     let books = Books::new();
-    books
-        .database
-        .superuser()
-        .run("grant all on usage_events, usage_days, usage_totals, model_prices to member");
+    books.database.superuser().run(
+        "grant all on usage_events, usage_days, usage_totals, usage_months, model_prices to member",
+    );
     let mut member = books.database.member(books.user());
     for sql in calls(&books) {
         assert_eq!(member.error(&sql).0, "42501", "{sql}");
@@ -160,7 +160,7 @@ fn what_costs_would_be_is_told_where_nothing_is_written() {
 fn a_table_of_somebody_else_is_not_written_to() {
     let books = Books::new();
     books.database.server.role("usage_intruder");
-    for table in ["usage_events", "usage_days", "usage_totals", "model_prices"] {
+    for table in ["usage_events", "usage_days", "usage_totals", "usage_months", "model_prices"] {
         let mut owner = books.database.superuser();
         owner.run("begin");
         owner.run(&format!(
@@ -183,9 +183,9 @@ fn sums_of_a_tenants_days_are_read_by_the_index() {
          from tenants t join users u on u.tenant_id = t.id, generate_series(0, 300) d; \
          insert into usage_days select t.id, gen_random_uuid(), 1, 1, 1, 0, date '2026-01-01' + d, 0, 'm', 1 \
          from tenants t, generate_series(0, 300) d, generate_series(1, 10); \
-         insert into usage_totals select t.id, 1, 1, 1, 0, date '2026-01-01' + d, 0, 1 \
-         from tenants t, generate_series(0, 300) d; \
-         analyze usage_days; analyze usage_totals; update users set role = 'admin' where id = '{}'",
+         insert into usage_months select t.id, 1, 1, 1, 0, date '1900-01-01' + 31 * d, 0, 1 \
+         from tenants t, generate_series(0, 3000) d; \
+         analyze usage_days; analyze usage_months; update users set role = 'admin' where id = '{}'",
         books.user()
     ));
     let mut sessions = [
@@ -206,9 +206,9 @@ fn sums_of_a_tenants_days_are_read_by_the_index() {
                 "date >=",
             ),
             (
-                "usage_by_month where tenant_id = '$t'",
-                "idx_usage_totals_month|usage_totals_pkey",
-                "tenant_id =",
+                "usage_by_month where tenant_id = '$t' and month = '2026-03-01'",
+                "usage_months_pkey",
+                "month =",
             ),
             ("current_day_usage where tenant_id = '$t'", "usage_days_pkey", "date >="),
         ];

@@ -43,11 +43,15 @@ fn days_that_are_over_become_one_row_and_others_stay() {
     assert_eq!(rows(&mut service, &old), 505);
     // The oldest first, and so many at a time.
     assert_eq!(service.value::<i32>("select fold_usage(0)"), 0);
-    assert_eq!(service.value::<i32>("select fold_usage(1)"), 2);
+    // A day, its total, and the month, which is over.
+    assert_eq!(service.value::<i32>("select fold_usage(1)"), 3);
     assert_eq!(rows(&mut service, &older), 101);
     assert_eq!(rows(&mut service, &old), 505);
     books.agree();
-    assert_eq!(service.value::<i32>("select fold_usage()"), 2);
+    let has_month_ended: i32 = service.value(&format!(
+        "select (date_trunc('month', date '{old}') < date_trunc('month', date '{yesterday}'))::int"
+    ));
+    assert_eq!(service.value::<i32>("select fold_usage()"), 2 + has_month_ended);
     assert_eq!(rows(&mut service, &old), 101);
     assert_eq!(rows(&mut service, &yesterday), 505, "a day that is not over everywhere");
     assert_eq!(service.value::<i32>("select fold_usage()"), 0);
@@ -65,8 +69,38 @@ fn days_that_are_over_become_one_row_and_others_stay() {
     assert_eq!(service.value::<i32>("select fold_usage()"), 0, "its row is locked");
     books.agree();
     holder.run("commit");
-    assert_eq!(service.value::<i32>("select fold_usage()"), 2);
+    assert_eq!(service.value::<i32>("select fold_usage()"), 2 + has_month_ended);
     assert_eq!(rows(&mut service, &old), 101);
+    books.agree();
+}
+
+#[test]
+fn months_that_are_over_become_one_row_and_this_one_stays() {
+    let books = Books::new();
+    let mut service = books.service();
+    let mut day = |expression: &str| -> String {
+        service.value(&format!(
+            "select (date_trunc('month', (now() at time zone 'UTC') - interval '1 day')::date {expression})::text"
+        ))
+    };
+    // The month of yesterday, which may go on somewhere, and the last two before it.
+    let (this, last, before) = (day(""), day("- 1"), day("- 40"));
+    spread(&books, &[&this, &last, &before], 4);
+    let rows = |service: &mut Client| -> Vec<String> {
+        service.values(
+            "select format('%s %s', count(*), count(*) filter (where slot = 0)) \
+             from usage_months group by month order by month",
+        )
+    };
+    assert_eq!(rows(&mut service), ["4 0", "4 0", "4 0"]);
+    service.run("select fold_usage(1)");
+    assert_eq!(rows(&mut service), ["1 1", "4 0", "4 0"]);
+    service.run("select fold_usage()");
+    assert_eq!(rows(&mut service), ["1 1", "1 1", "4 0"]);
+    // A late one is added to the row that is there.
+    let at = format!("{last} 13:00+00");
+    service.record(&Event { at: Some(&at), ..Event::of(&books, "late") }).unwrap();
+    assert_eq!(rows(&mut service), ["1 1", "1 1", "4 0"]);
     books.agree();
 }
 
@@ -82,11 +116,11 @@ fn two_who_fold_at_once_do_not_wait() {
     let at = Some("2026-01-01 12:00+00");
     holder.record(&Event { at, ..Event::of(&books, "held") }).unwrap();
     one.run("begin");
-    assert_eq!(one.value::<i32>("select fold_usage()"), 2);
+    assert_eq!(one.value::<i32>("select fold_usage()"), 3);
     holder.run("commit");
     assert_eq!(two.value::<i32>("select fold_usage()"), 0);
     one.run("rollback");
-    assert_eq!(two.value::<i32>("select fold_usage()"), 2);
+    assert_eq!(two.value::<i32>("select fold_usage()"), 3);
     books.agree();
 }
 
@@ -144,6 +178,7 @@ fn sums_stay_exact_while_they_are_folded() {
     service.run("select fold_usage()");
     assert_eq!(service.value::<i64>("select count(*) from usage_totals"), 3);
     assert_eq!(service.value::<i64>("select count(*) from usage_days"), 3);
+    assert_eq!(service.value::<i64>("select count(*) from usage_months"), 1);
     books.agree();
 }
 
@@ -171,6 +206,8 @@ fn a_sum_that_is_not_the_ledgers_is_named() {
             "insert into usage_totals values ('$t', 1, 0, 0, 0, '2026-02-03', 77, 0)",
             "usage_totals prompt_tokens 200 201  f",
         ),
+        ("update usage_months set request_count = 1", "usage_months request_count 2 1  f"),
+        ("update usage_months set cost = cost * 2", "usage_months cost 0.00130 0.00260  f"),
     ];
     for (change, expected) in cases {
         owner.run("begin");
@@ -186,6 +223,8 @@ fn a_sum_that_is_not_the_ledgers_is_named() {
     for change in [
         "delete from usage_days",
         "delete from usage_totals",
+        "delete from usage_months",
+        "update usage_months set month = '2026-03-01'",
         "delete from usage_events",
         "update usage_days set date = date + 1",
         "update usage_days set user_id = tenant_id",
@@ -200,6 +239,46 @@ fn a_sum_that_is_not_the_ledgers_is_named() {
         owner.run("rollback");
     }
     books.agree();
+}
+
+/// Of a month whose days were not all asked about, too.
+#[test]
+fn a_month_is_compared_whatever_day_of_it_is_asked_about() {
+    let books = Books::new();
+    let mut service = books.service();
+    for day in ["2026-01-31", "2026-02-01", "2026-02-14", "2026-02-28", "2026-03-01"] {
+        let at = format!("{day} 12:00+00");
+        service.record(&Event { at: Some(&at), ..Event::of(&books, day) }).unwrap();
+    }
+    let mut owner = books.database.superuser();
+    let mut drift = |days: (&str, &str)| -> Vec<String> {
+        owner.values(&format!(
+            "select format('%s %s %s %s', source, date, ledger, found) \
+             from verify_usage('{}', '{}', '{}') where figure = 'request_count'",
+            books.tenant(),
+            days.0,
+            days.1
+        ))
+    };
+    let ranges = [
+        ("2026-02-14", "2026-02-14"),
+        ("2026-02-03", "2026-02-07"),
+        ("2026-02-01", "2026-02-28"),
+        ("2026-01-31", "2026-02-01"),
+        ("2026-02-28", "2026-03-01"),
+        ("-infinity", "infinity"),
+    ];
+    for range in ranges {
+        assert!(drift(range).is_empty(), "{range:?}");
+    }
+    books
+        .database
+        .superuser()
+        .run("update usage_months set request_count = 7 where month = '2026-02-01'");
+    for range in ranges {
+        assert_eq!(drift(range), ["usage_months 2026-02-01 3 7"], "{range:?}");
+    }
+    assert!(drift(("2026-03-01", "2026-03-31")).is_empty());
 }
 
 #[test]
@@ -224,7 +303,8 @@ fn who_is_in_the_way_keeps_nobody_else_from_being_folded() {
         "begin; select from usage_days where date = '2026-01-01' or date = '2026-01-02' and slot = 0 for update; \
          select from usage_totals where date = '2026-01-01' or date = '2026-01-02' and slot = 0 for update",
     );
-    assert_eq!(service.value::<i32>("select fold_usage(1)"), 2);
+    // Of days and totals; and their month.
+    assert_eq!(service.value::<i32>("select fold_usage(1)"), 3);
     assert_eq!(service.value::<i32>("select fold_usage(2)"), 4);
     assert_eq!(service.value::<i32>("select fold_usage(100)"), 8);
     assert_eq!(service.value::<i32>("select fold_usage(100)"), 0);
@@ -243,7 +323,7 @@ fn so_many_keys_are_folded_however_many_rows_they_have() {
         spread(&books, &[&format!("2026-01-0{n}")], 3);
     }
     let mut service = books.service();
-    assert_eq!(service.value::<i32>("select fold_usage(5)"), 10);
+    assert_eq!(service.value::<i32>("select fold_usage(5)"), 11);
     assert_eq!(service.value::<i32>("select fold_usage(5)"), 2);
     books.agree();
 }

@@ -71,7 +71,7 @@ select idempotency_key, kind, user_id, model, prompt_tokens, completion_tokens, 
 from usage_events where kind <> 'increment' order by date, idempotency_key;
 select user_id, date, prompt_tokens, completion_tokens, total_tokens, request_count, estimated_cost
 from usage_metrics order by date, user_id;
-select month, prompt_tokens, completion_tokens, total_tokens, request_count, unpriced_count, estimated_cost, active_days
+select month, prompt_tokens, completion_tokens, total_tokens, request_count, unpriced_count, estimated_cost
 from usage_by_month order by month;
 select count(*) from current_day_usage;
 select * from verify_usage(:'acme', '2025-01-01', '2025-12-31');
