@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CStr;
 
+use pgrx::itemptr::item_pointer_get_block_number_no_check;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::slots::Figures;
 use crate::error::Error;
 use crate::indexes::Indexes;
-use crate::lookup::unique_index;
+use crate::lookup::{Place, unique_index};
 use crate::owner;
 use crate::plan::{self, Row};
 
@@ -54,8 +55,9 @@ struct Layout {
 thread_local! {
     static LAYOUTS: RefCell<HashMap<&'static CStr, (u64, Option<Layout>)>> = RefCell::default();
     /// Where the search for a row of a key begins: in the slot of the last time, so that writers at once
-    /// do not all try the same rows, and one transaction adds to one.
-    static PLACES: RefCell<HashMap<u64, i32>> = RefCell::default();
+    /// do not all try the same rows, and one transaction adds to one; at the version of the last time,
+    /// if it is known, for the way through the index leads past all that were there before it.
+    static PLACES: RefCell<HashMap<u64, (i32, Option<Place>)>> = RefCell::default();
 }
 
 const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
@@ -66,11 +68,15 @@ const MOST_PLACES: usize = 256;
 
 /// Lets the next search for a row of a key begin in this slot.
 pub fn remember(key: u64, slot: i32) {
+    remember_place(key, slot, None);
+}
+
+fn remember_place(key: u64, slot: i32, place: Option<Place>) {
     PLACES.with_borrow_mut(|places| {
         if places.len() >= MOST_PLACES {
             places.clear();
         }
-        places.insert(key, slot);
+        places.insert(key, (slot, place));
     });
 }
 
@@ -85,7 +91,15 @@ pub fn add(
     // SAFETY: open, and locked to the end of the transaction.
     unsafe {
         let outcome = match layout(sum, relation)? {
-            Some(mut layout) => add_in(relation, &mut layout, known, key, figures)?,
+            Some(mut layout) => {
+                for (scan_key, value) in layout.keys.iter_mut().zip(key) {
+                    scan_key.sk_argument = *value;
+                }
+                let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
+                let added = Addition { relation, layout, known, figures, slot }.add(key.len())?;
+                pg_sys::ExecDropSingleTupleTableSlot(slot);
+                if added { Outcome::Added } else { Outcome::NoFreeRow }
+            }
             None => Outcome::NotPlain,
         };
         pg_sys::table_close(relation, NO_LOCK);
@@ -93,213 +107,232 @@ pub fn add(
     }
 }
 
-/// # Safety
-///
-/// The relation is open and locked.
-unsafe fn add_in(
+/// What is to be added, and where. The relation is open and locked, and the slot is one of its own.
+struct Addition<'a> {
     relation: pg_sys::Relation,
-    layout: &mut Layout,
+    layout: Layout,
     known: u64,
-    key: &[Datum],
-    figures: &Figures,
-) -> Result<Outcome, Error> {
-    for (scan_key, value) in layout.keys.iter_mut().zip(key) {
-        scan_key.sk_argument = *value;
-    }
-    let start = PLACES.with_borrow(|places| places.get(&known).copied()).unwrap_or(0);
-    let from = (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT4GE, start);
-    let before = (pg_sys::BTLessStrategyNumber, pg_sys::F_INT4LT, start);
-    let ranges = if start > 0 { &[from, before][..] } else { &[from][..] };
-    let slot = unsafe { pg_sys::table_slot_create(relation, std::ptr::null_mut()) };
-    let mut added = false;
-    for (strategy, function, bound) in ranges {
-        let n = key.len();
-        layout.keys[n].sk_strategy = *strategy as pg_sys::StrategyNumber;
-        layout.keys[n].sk_argument = Datum::from(*bound);
+    figures: &'a Figures,
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl Addition<'_> {
+    /// # Safety
+    ///
+    /// The layout has so many keys, with their values.
+    unsafe fn add(&mut self, keys: usize) -> Result<bool, Error> {
+        let known = PLACES.with_borrow(|places| places.get(&self.known).copied());
+        let (start, place) = known.unwrap_or((0, None));
+        let from = (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT4GE);
+        let before = (pg_sys::BTLessStrategyNumber, pg_sys::F_INT4LT);
+        let ranges = if start > 0 { &[from, before][..] } else { &[from][..] };
         unsafe {
-            pg_sys::fmgr_info(Oid::from(*function), &mut layout.keys[n].sk_func);
-            added = add_in_range(relation, layout, known, n + 1, figures, slot)?;
-        }
-        if added {
-            break;
-        }
-    }
-    unsafe {
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-        if added {
-            // What follows in this command sees it.
-            pg_sys::CommandCounterIncrement();
-        }
-    }
-    Ok(if added { Outcome::Added } else { Outcome::NoFreeRow })
-}
-
-/// # Safety
-///
-/// The relation is open and locked, the slot is one of its own.
-unsafe fn add_in_range(
-    relation: pg_sys::Relation,
-    layout: &Layout,
-    known: u64,
-    keys: usize,
-    figures: &Figures,
-    slot: *mut pg_sys::TupleTableSlot,
-) -> Result<bool, Error> {
-    let mut snapshot = pg_sys::SnapshotData {
-        snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF,
-        ..pg_sys::SnapshotData::default()
-    };
-    let snapshot: pg_sys::Snapshot = &mut snapshot;
-    let mut added = false;
-    unsafe {
-        // The scan makes columns of the table ones of the index, in place.
-        let mut scan_keys = layout.keys;
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            layout.index,
-            true,
-            snapshot,
-            keys as i32,
-            scan_keys.as_mut_ptr(),
-        );
-        loop {
-            let found = pg_sys::systable_getnext(scan);
-            if found.is_null() {
-                break;
+            let mut added = match place {
+                Some(place) => self.add_at(&place, keys)?,
+                None => false,
+            };
+            for (strategy, function) in ranges {
+                if added {
+                    break;
+                }
+                let of_slot = &mut self.layout.keys[keys];
+                of_slot.sk_strategy = *strategy as pg_sys::StrategyNumber;
+                of_slot.sk_argument = Datum::from(start);
+                pg_sys::fmgr_info(Oid::from(*function), &mut of_slot.sk_func);
+                added = self.add_in_range(keys)?;
             }
-            let mut at = (*found).t_self;
-            // Otherwise somebody else has it, or it was folded into another, or has become one of
-            // another key.
-            if lock(relation, &mut at, snapshot, slot) == pg_sys::TM_Result::TM_Ok
-                && has_key(relation, &layout.keys[..keys - 1], slot)
-            {
-                update(relation, layout, slot, figures)?;
-                let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &mut false);
-                let row = Row { tuple, desc: (*relation).rd_att };
-                remember(known, row.get(layout.slot).unwrap_or(0));
-                added = true;
-                break;
+            if added {
+                // What follows in this command sees it.
+                pg_sys::CommandCounterIncrement();
             }
+            Ok(added)
         }
-        pg_sys::systable_endscan(scan);
     }
-    Ok(added)
-}
 
-/// Locks the last version of a row unless somebody else has; the slot has it then.
-///
-/// # Safety
-///
-/// As for `add_in_range`.
-unsafe fn lock(
-    relation: pg_sys::Relation,
-    at: pg_sys::ItemPointer,
-    snapshot: pg_sys::Snapshot,
-    slot: *mut pg_sys::TupleTableSlot,
-) -> pg_sys::TM_Result::Type {
-    unsafe {
-        let Some(lock) = (*(*relation).rd_tableam).tuple_lock else {
-            return pg_sys::TM_Result::TM_WouldBlock;
-        };
-        let mut failure = pg_sys::TM_FailureData::default();
-        lock(
-            relation,
-            at,
-            snapshot,
-            slot,
-            pg_sys::GetCurrentCommandId(true),
-            pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-            pg_sys::LockWaitPolicy::LockWaitSkip,
-            pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
-            &mut failure,
-        )
+    /// To the row of which this session has written that version, or to what has become of it.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`.
+    unsafe fn add_at(&self, place: &Place, keys: usize) -> Result<bool, Error> {
+        unsafe {
+            let Some((buffer, mut at)) = place.pin() else { return Ok(false) };
+            let added = self.add_to(&mut at, keys);
+            pg_sys::ReleaseBuffer(buffer);
+            added
+        }
     }
-}
 
-/// Whether the version that was locked, which may be a later one than was found, is of the key.
-///
-/// # Safety
-///
-/// The slot has a row of the relation; the keys are of its columns.
-unsafe fn has_key(
-    relation: pg_sys::Relation,
-    keys: &[pg_sys::ScanKeyData],
-    slot: *mut pg_sys::TupleTableSlot,
-) -> bool {
-    unsafe {
-        let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &mut false);
-        let row = Row { tuple, desc: (*relation).rd_att };
-        keys.iter().all(|key| {
+    /// To the first row, of those whose slots are in the range, that nobody has locked.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`, and the slot is one of the keys.
+    unsafe fn add_in_range(&self, keys: usize) -> Result<bool, Error> {
+        // The scan keeps a pointer to it.
+        let mut snapshot = as_of_now();
+        let mut added = false;
+        unsafe {
+            // The scan makes columns of the table ones of the index, in place.
+            let mut scan_keys = self.layout.keys;
+            let scan = pg_sys::systable_beginscan(
+                self.relation,
+                self.layout.index,
+                true,
+                &mut snapshot,
+                keys as i32 + 1,
+                scan_keys.as_mut_ptr(),
+            );
+            while !added {
+                let found = pg_sys::systable_getnext(scan);
+                if found.is_null() {
+                    break;
+                }
+                let mut at = (*found).t_self;
+                added = self.add_to(&mut at, keys)?;
+            }
+            pg_sys::systable_endscan(scan);
+        }
+        Ok(added)
+    }
+
+    /// To a row, unless somebody else has it, or it was folded into another, or has become one of another
+    /// key.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`; there is a version.
+    unsafe fn add_to(&self, at: pg_sys::ItemPointer, keys: usize) -> Result<bool, Error> {
+        unsafe {
+            if !self.lock(at) || !self.has_key(keys) {
+                return Ok(false);
+            }
+            self.update()?;
+        }
+        Ok(true)
+    }
+
+    /// Locks the last version of a row unless somebody else has; the slot has it then.
+    ///
+    /// # Safety
+    ///
+    /// As for `add_to`.
+    unsafe fn lock(&self, at: pg_sys::ItemPointer) -> bool {
+        unsafe {
+            let Some(lock) = (*(*self.relation).rd_tableam).tuple_lock else { return false };
+            let result = lock(
+                self.relation,
+                at,
+                &mut as_of_now(),
+                self.slot,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                pg_sys::LockWaitPolicy::LockWaitSkip,
+                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
+                &mut pg_sys::TM_FailureData::default(),
+            );
+            result == pg_sys::TM_Result::TM_Ok
+        }
+    }
+
+    /// The version that was locked.
+    ///
+    /// # Safety
+    ///
+    /// The slot has one.
+    unsafe fn row(&self) -> Row {
+        unsafe {
+            let tuple = pg_sys::ExecFetchSlotHeapTuple(self.slot, false, &mut false);
+            Row { tuple, desc: (*self.relation).rd_att }
+        }
+    }
+
+    /// Whether the version that was locked, which may be a later one than was found, is of the key.
+    ///
+    /// # Safety
+    ///
+    /// The slot has it.
+    unsafe fn has_key(&self, keys: usize) -> bool {
+        let row = unsafe { self.row() };
+        self.layout.keys[..keys].iter().all(|key| {
             let function = std::ptr::from_ref(&key.sk_func).cast_mut();
             row.raw(key.sk_attno.into()).is_some_and(|value| {
                 let (collation, wanted) = (key.sk_collation, key.sk_argument);
-                pg_sys::FunctionCall2Coll(function, collation, value, wanted).value() != 0
+                // SAFETY: it compares columns of this type.
+                unsafe { pg_sys::FunctionCall2Coll(function, collation, value, wanted) }.value()
+                    != 0
             })
         })
     }
+
+    /// # Safety
+    ///
+    /// The slot has a row that this transaction has locked.
+    unsafe fn update(&self) -> Result<(), Error> {
+        // Null, where the DBA lets it be.
+        let changed = |n: usize| Error::ColumnChanged(FIGURES[n].0.to_string_lossy().into_owned());
+        let Self { relation, layout, figures, slot, .. } = *self;
+        let counts =
+            [figures.prompt_tokens, figures.completion_tokens, figures.requests, figures.unpriced];
+        unsafe {
+            let row = self.row();
+            let mut values = [Datum::from(0); FIGURES.len()];
+            for (n, more) in counts.iter().enumerate() {
+                let sum: i64 = row.get(layout.figures[n]).ok_or_else(|| changed(n))?;
+                values[n] = Datum::from(sum.checked_add(*more).ok_or(Error::SumTooLarge)?);
+            }
+            let cost = row.raw(layout.figures[4]).ok_or_else(|| changed(4))?;
+            values[4] = pg_sys::OidFunctionCall2Coll(
+                Oid::from(pg_sys::F_NUMERIC_ADD),
+                Oid::INVALID,
+                cost,
+                figures.cost,
+            );
+            let (mut columns, mut nulls) = (layout.figures, [false; FIGURES.len()]);
+            let new = pg_sys::heap_modify_tuple_by_cols(
+                row.tuple,
+                row.desc,
+                columns.len() as i32,
+                columns.as_mut_ptr(),
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            let mut at = (*slot).tts_tid;
+            #[cfg(feature = "pg15")]
+            {
+                pg_sys::simple_heap_update(relation, &mut at, new);
+                let is_heap_only =
+                    u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
+                if !is_heap_only {
+                    index(relation, new, false);
+                }
+            }
+            #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+            {
+                use pg_sys::TU_UpdateIndexes::{self, *};
+                let mut indexes: TU_UpdateIndexes::Type = TU_None;
+                pg_sys::simple_heap_update(relation, &mut at, new, &mut indexes);
+                if indexes != TU_None {
+                    index(relation, new, indexes == TU_Summarizing);
+                }
+            }
+            let page = |at| item_pointer_get_block_number_no_check(at);
+            let is_near = page((*new).t_self) == page((*slot).tts_tid);
+            let buffer = (*slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer;
+            let place = is_near.then(|| Place::in_buffer(relation, new, buffer));
+            remember_place(self.known, row.get(layout.slot).unwrap_or(0), place);
+            pg_sys::heap_freetuple(new);
+        }
+        Ok(())
+    }
 }
 
-/// # Safety
-///
-/// The slot has a row that this transaction has locked.
-unsafe fn update(
-    relation: pg_sys::Relation,
-    layout: &Layout,
-    slot: *mut pg_sys::TupleTableSlot,
-    figures: &Figures,
-) -> Result<(), Error> {
-    // Null, where the DBA lets it be.
-    let changed = |n: usize| Error::ColumnChanged(FIGURES[n].0.to_string_lossy().into_owned());
-    let counts =
-        [figures.prompt_tokens, figures.completion_tokens, figures.requests, figures.unpriced];
-    unsafe {
-        let desc = (*relation).rd_att;
-        let mut is_copy = false;
-        let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &mut is_copy);
-        let row = Row { tuple, desc };
-        let mut values = [Datum::from(0); FIGURES.len()];
-        for (n, more) in counts.iter().enumerate() {
-            let sum: i64 = row.get(layout.figures[n]).ok_or_else(|| changed(n))?;
-            values[n] = Datum::from(sum.checked_add(*more).ok_or(Error::SumTooLarge)?);
-        }
-        let cost = row.raw(layout.figures[4]).ok_or_else(|| changed(4))?;
-        values[4] = pg_sys::OidFunctionCall2Coll(
-            Oid::from(pg_sys::F_NUMERIC_ADD),
-            Oid::INVALID,
-            cost,
-            figures.cost,
-        );
-        let (mut columns, mut nulls) = (layout.figures, [false; FIGURES.len()]);
-        let new = pg_sys::heap_modify_tuple_by_cols(
-            tuple,
-            desc,
-            columns.len() as i32,
-            columns.as_mut_ptr(),
-            values.as_mut_ptr(),
-            nulls.as_mut_ptr(),
-        );
-        let mut at = (*slot).tts_tid;
-        #[cfg(feature = "pg15")]
-        {
-            pg_sys::simple_heap_update(relation, &mut at, new);
-            let is_heap_only =
-                u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
-            if !is_heap_only {
-                index(relation, new, false);
-            }
-        }
-        #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-        {
-            use pg_sys::TU_UpdateIndexes::{self, *};
-            let mut indexes: TU_UpdateIndexes::Type = TU_None;
-            pg_sys::simple_heap_update(relation, &mut at, new, &mut indexes);
-            if indexes != TU_None {
-                index(relation, new, indexes == TU_Summarizing);
-            }
-        }
-        pg_sys::heap_freetuple(new);
+/// Sees what is committed, and what this transaction has done.
+fn as_of_now() -> pg_sys::SnapshotData {
+    pg_sys::SnapshotData {
+        snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF,
+        ..pg_sys::SnapshotData::default()
     }
-    Ok(())
 }
 
 /// Entries for a version that does not lie on the page of the one before, or that an index of the DBA's

@@ -45,7 +45,7 @@ struct Row {
 }
 
 /// Tables that the matrix knows: the key of a row, and the row's conversation, tenant and user.
-const TABLES: [(&str, &str, &str); 27] = [
+const TABLES: [(&str, &str, &str); 28] = [
     ("tenants", "id", "select id, null::uuid, id, null::uuid from tenants"),
     ("users", "id", "select id, null::uuid, tenant_id, id from users"),
     ("conversations", "id", "select id, id, tenant_id, user_id from conversations"),

@@ -7,7 +7,7 @@ use pg_conversation_tests::{Server, Session, oldest};
 use crate::answer::ask;
 use crate::world::world;
 
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "tenants",
     "users",
     "conversations",

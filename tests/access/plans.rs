@@ -47,7 +47,7 @@ fn plant(world: &World) {
     ));
 }
 
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "tenants",
     "users",
     "conversations",

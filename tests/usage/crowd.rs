@@ -60,6 +60,31 @@ fn sessions_one_after_another_share_one_row() {
     books.agree();
 }
 
+/// Versions that a transaction leaves behind cannot be cleared away before it ends.
+#[test]
+fn the_last_event_of_a_long_transaction_is_recorded_as_fast_as_the_first() {
+    let books = Books::new();
+    let mut service = books.service();
+    service.run("begin");
+    let mut blocks = |round: usize| -> i64 {
+        let of = Event::of(&books, "");
+        let sql = format!(
+            "explain (analyze, buffers, timing off) \
+             select record_usage('{}', '{}', 'gpt-4o', '{{}}', '{round} ' || n) from generate_series(1, 500) n",
+            of.tenant,
+            books.user()
+        );
+        let plan: Vec<String> = service.values(&sql);
+        let of_plan = plan.iter().find(|line| line.contains("Buffers: ")).expect("blocks");
+        let hit = of_plan.split("hit=").nth(1).and_then(|rest| rest.split(' ').next());
+        hit.and_then(|hit| hit.parse().ok()).expect("a number")
+    };
+    let all: Vec<i64> = (0..8).map(&mut blocks).collect();
+    assert!(all[7] < all[1] * 2, "{all:?}");
+    service.run("commit");
+    books.agree();
+}
+
 #[test]
 fn transactions_that_record_in_opposite_orders_do_not_meet() {
     let books = Books::new();
