@@ -128,6 +128,25 @@ pub unsafe fn cached<Form, T>(
     }
 }
 
+/// What `read` makes of the row of a column in pg_attribute.
+pub fn column<T>(
+    table: Oid,
+    n: i32,
+    read: impl FnOnce(&pg_sys::FormData_pg_attribute) -> T,
+) -> Option<T> {
+    let cache = pg_sys::SysCacheIdentifier::ATTNUM as i32;
+    // SAFETY: as in cached().
+    unsafe {
+        let tuple = pg_sys::SearchSysCache2(cache, Datum::from(table), Datum::from(n));
+        if tuple.is_null() {
+            return None;
+        }
+        let answer = read(&*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_attribute>());
+        pg_sys::ReleaseSysCache(tuple);
+        Some(answer)
+    }
+}
+
 /// What `read` makes of the row of a relation in pg_class.
 pub fn class<T>(relation: Oid, read: impl FnOnce(&pg_sys::FormData_pg_class) -> T) -> Option<T> {
     // SAFETY: the cache of pg_class by oid.

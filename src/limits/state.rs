@@ -271,16 +271,5 @@ fn require_plain(relation: Relation) -> Result<(), Error> {
 
 /// Whether each row has a value of its own in a column.
 fn is_stored(table: pg_sys::Oid, n: i32) -> bool {
-    let cache = pg_sys::SysCacheIdentifier::ATTNUM as i32;
-    // SAFETY: a row of pg_attribute, released on the spot.
-    unsafe {
-        let tuple = pg_sys::SearchSysCache2(cache, Datum::from(table), Datum::from(n));
-        if tuple.is_null() {
-            return false;
-        }
-        let column = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_attribute>();
-        let is_stored = column.attnotnull && !column.atthasmissing;
-        pg_sys::ReleaseSysCache(tuple);
-        is_stored
-    }
+    plan::column(table, n, |column| column.attnotnull && !column.atthasmissing) == Some(true)
 }

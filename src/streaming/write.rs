@@ -10,8 +10,7 @@ use super::chunks::{COLUMNS, Chunks};
 use super::commit;
 use super::rights::has_policies_only;
 use crate::error::Error;
-use crate::indexes::Indexes;
-use crate::owner;
+use crate::heap::{self, Indexes};
 use crate::plan::{self, Statement, arg};
 
 #[derive(Clone, Copy)]
@@ -83,15 +82,7 @@ fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
     }
     // SAFETY: the table is open and locked.
     let plain = unsafe {
-        let relation = &*chunks.relation;
-        let constraints = (*relation.rd_att).constr;
-        (*relation.rd_att).natts == COLUMNS as i32
-            && relation.rd_rules.is_null()
-            && (*relation.rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
-            && !(*relation.rd_rel).relispartition
-            && (constraints.is_null()
-                || (*constraints).num_check == 0 && !(*constraints).has_generated_stored)
-            && !owner::has_triggers(chunks.relation, |_, is_ours| !is_ours)
+        heap::is_plain(chunks.relation, COLUMNS as usize, &[])
             && has_policies_only(chunks.relation, &POLICIES)
     };
     PLAIN.set(Some((plan::generation(), chunks.table(), plain)));
@@ -110,6 +101,8 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
     unsafe {
         let relation = chunks.relation;
         let layout = &chunks.layout;
+        let columns =
+            [layout.message, layout.created, layout.number, layout.is_final, layout.content];
         let indexes = Indexes::open(relation);
         let now = pg_sys::GetCurrentTimestamp();
         let slots: Vec<*mut pg_sys::TupleTableSlot> = (0..rows.len().min(AT_ONCE))
@@ -117,21 +110,18 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
             .collect();
         for batch in rows.chunks(AT_ONCE) {
             for (row, slot) in batch.iter().zip(&slots) {
-                clear(*slot);
-                let set = |column: i32, value: Datum| {
-                    *(**slot).tts_values.add(column as usize - 1) = value;
-                    *(**slot).tts_isnull.add(column as usize - 1) = false;
-                };
-                set(layout.message, message);
-                set(layout.created, Datum::from(now));
-                set(layout.number, Datum::from(row.index));
-                set(layout.is_final, Datum::from(row.is_final));
-                set(layout.content, row.content);
-                pg_sys::ExecStoreVirtualTuple(*slot);
+                let values = [
+                    Some(message),
+                    Some(Datum::from(now)),
+                    arg(row.index),
+                    arg(row.is_final),
+                    Some(row.content),
+                ];
+                heap::fill(*slot, &columns, &values);
             }
             store(relation, &slots[..batch.len()]);
             for slot in &slots[..batch.len()] {
-                indexes.add(*slot, false);
+                indexes.add(*slot);
             }
             if rows.len() > AT_ONCE {
                 pgrx::check_for_interrupts!();
@@ -141,14 +131,6 @@ fn insert_directly(chunks: &Chunks, message: Uuid, rows: &[NewChunk]) {
             pg_sys::ExecDropSingleTupleTableSlot(slot);
         }
         indexes.close();
-    }
-}
-
-unsafe fn clear(slot: *mut pg_sys::TupleTableSlot) {
-    unsafe {
-        if let Some(clear) = (*(*slot).tts_ops).clear {
-            clear(slot);
-        }
     }
 }
 

@@ -13,9 +13,8 @@ use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::slots::Figures;
 use crate::error::Error;
-use crate::indexes::Indexes;
+use crate::heap::{self, Indexes};
 use crate::lookup::{Place, unique_index};
-use crate::owner;
 use crate::plan::{self, Row};
 
 /// A table of sums: its key without the slot, and the key's index.
@@ -23,7 +22,7 @@ pub struct Sum {
     pub table: &'static CStr,
     pub index: &'static CStr,
     pub key: &'static [(&'static CStr, Oid, u32)],
-    pub columns: i32,
+    pub columns: usize,
 }
 
 pub enum Outcome {
@@ -349,7 +348,7 @@ unsafe fn index(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple, only_summa
             &raw const pg_sys::TTSOpsHeapTuple,
         );
         pg_sys::ExecStoreHeapTuple(tuple, slot, false);
-        indexes.add(slot, only_summarizing);
+        indexes.add_version(slot, only_summarizing);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         indexes.close();
     }
@@ -380,36 +379,10 @@ unsafe fn layout(sum: &'static Sum, relation: pg_sys::Relation) -> Result<Option
 /// The relation is open and locked.
 unsafe fn is_plain(sum: &Sum, relation: pg_sys::Relation) -> bool {
     unsafe {
-        let (row, desc) = (&*(*relation).rd_rel, &*(*relation).rd_att);
-        desc.natts == sum.columns
-            && (*relation).rd_rules.is_null()
-            && row.relam == pg_sys::HEAP_TABLE_AM_OID
-            && !row.relispartition
-            && !row.relhassubclass
-            && row.relreplident as u8 == pg_sys::REPLICA_IDENTITY_DEFAULT
-            && (desc.constr.is_null()
-                || (*desc.constr).num_check == 0 && !(*desc.constr).has_generated_stored)
-            && !owner::has_triggers(relation, |_, _| true)
-            && has_simple_keys(relation)
-    }
-}
-
-/// Whether no index excludes, or is checked later.
-///
-/// # Safety
-///
-/// The relation is open and locked.
-unsafe fn has_simple_keys(relation: pg_sys::Relation) -> bool {
-    unsafe {
-        let indexes = pg_sys::RelationGetIndexList(relation);
-        let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
-        (0..count).all(|n| {
-            let index = (*(*indexes).elements.add(n)).oid_value;
-            let is_simple =
-                |row: &pg_sys::FormData_pg_index| row.indimmediate && !row.indisexclusion;
-            let cache = pg_sys::SysCacheIdentifier::INDEXRELID;
-            plan::cached(cache, Datum::from(index), is_simple) == Some(true)
-        })
+        heap::is_plain(relation, sum.columns, &[])
+            && heap::has_simple_keys(relation)
+            && (*relation).trigdesc.is_null()
+            && (*(*relation).rd_rel).relreplident as u8 == pg_sys::REPLICA_IDENTITY_DEFAULT
     }
 }
 

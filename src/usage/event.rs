@@ -7,7 +7,7 @@ use pgrx::{FromDatum, IntoDatum, Uuid};
 use super::calendar::{require_day, require_past};
 use super::digest::{Digest, digest};
 use super::slots::{self, Figures, Place};
-use super::{TABLES, rights};
+use super::{TABLES, ledger, rights};
 use crate::error::Error;
 use crate::function::{Composite, argument, c_function, raw_argument};
 use crate::identity;
@@ -15,31 +15,6 @@ use crate::lookup::{self, by_id};
 use crate::owner::as_owner;
 use crate::plan::{Row, Statement, arg};
 use crate::view::now;
-
-/// One row, unless the key is used.
-static RECORD: Statement = Statement {
-    sql: "insert into @extschema@.usage_events \
-              (tenant_id, user_id, occurred_at, recorded_at, prompt_tokens, completion_tokens, \
-               request_count, date, idempotency_key, kind, model, usage, cost, unpriced, recorded_by) \
-          values ($1, $2, $3, $4, $5, $6, $14, $7, $8, 'usage', $9, $10, $11, $12, $13) \
-          on conflict (tenant_id, idempotency_key) do nothing returning true",
-    types: &[
-        pg_sys::UUIDOID,
-        pg_sys::UUIDOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::INT8OID,
-        pg_sys::INT8OID,
-        pg_sys::DATEOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::NUMERICOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::TEXTOID,
-        pg_sys::INT4OID,
-    ],
-};
 
 /// What is under a key, and whether it is the same. When nobody said when it occurred, it occurred when
 /// it was recorded.
@@ -104,26 +79,27 @@ pub fn record(event: &Event) -> Result<Recorded, Error> {
     };
     let unpriced = digest.unpriced.len();
     let list = digest.unpriced.into_datum().ok_or(Error::Missing("unpriced"))?;
-    let args = [
+    let row = [
         arg(event.tenant),
         event.user.and_then(IntoDatum::into_datum),
         Some(Datum::from(at)),
         Some(Datum::from(now)),
         arg(digest.prompt_tokens),
         arg(digest.completion_tokens),
+        arg(event.requests),
         Some(date),
         Some(event.key),
+        "usage".into_datum(),
         Some(event.model),
         Some(event.usage),
         Some(digest.cost),
         Some(list),
         arg(event.recorded_by),
-        arg(event.requests),
     ];
     // What was in the way may be gone once it is looked at: then it is tried again.
     loop {
         pgrx::check_for_interrupts!();
-        if RECORD.run_now(&args, |_| ())?.is_some() {
+        if ledger::insert(&row)? {
             break;
         }
         if let Some(found) = find(event)? {

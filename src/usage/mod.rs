@@ -10,6 +10,7 @@ mod correct;
 mod digest;
 mod direct;
 mod event;
+mod ledger;
 mod message;
 mod reprice;
 mod rights;

@@ -1,0 +1,141 @@
+//! New rows of the ledger.
+
+use std::cell::Cell;
+use std::ffi::CStr;
+
+use pgrx::pg_sys::{self, Oid};
+
+use crate::error::Error;
+use crate::heap::{self, Indexes};
+use crate::plan::{self, Arg, Statement};
+
+const EVENTS: &CStr = c"usage_events";
+
+/// What a new row says.
+const GIVEN: [(&CStr, Oid); 15] = [
+    (c"tenant_id", pg_sys::UUIDOID),
+    (c"user_id", pg_sys::UUIDOID),
+    (c"occurred_at", pg_sys::TIMESTAMPTZOID),
+    (c"recorded_at", pg_sys::TIMESTAMPTZOID),
+    (c"prompt_tokens", pg_sys::INT8OID),
+    (c"completion_tokens", pg_sys::INT8OID),
+    (c"request_count", pg_sys::INT4OID),
+    (c"date", pg_sys::DATEOID),
+    (c"idempotency_key", pg_sys::TEXTOID),
+    (c"kind", pg_sys::TEXTOID),
+    (c"model", pg_sys::TEXTOID),
+    (c"usage", pg_sys::JSONBOID),
+    (c"cost", pg_sys::NUMERICOID),
+    (c"unpriced", pg_sys::TEXTARRAYOID),
+    (c"recorded_by", pg_sys::TEXTOID),
+];
+
+/// With the reason, which a new row has not.
+const COLUMNS: usize = GIVEN.len() + 1;
+
+/// What they ask for has been looked at before a row is made.
+const CHECKS: [&CStr; 3] = [
+    c"usage_events_key_is_1_to_220",
+    c"usage_events_kind_is_known",
+    c"usage_events_usage_is_object",
+];
+
+/// One row, unless the key is used.
+static INSERT: Statement = Statement {
+    sql: "insert into @extschema@.usage_events \
+              (tenant_id, user_id, occurred_at, recorded_at, prompt_tokens, completion_tokens, \
+               request_count, date, idempotency_key, kind, model, usage, cost, unpriced, recorded_by) \
+          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+          on conflict (tenant_id, idempotency_key) do nothing returning true",
+    types: &[
+        pg_sys::UUIDOID,
+        pg_sys::UUIDOID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::INT8OID,
+        pg_sys::INT8OID,
+        pg_sys::INT4OID,
+        pg_sys::DATEOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::JSONBOID,
+        pg_sys::NUMERICOID,
+        pg_sys::TEXTARRAYOID,
+        pg_sys::TEXTOID,
+    ],
+};
+
+thread_local! {
+    /// Where columns are, in a table that is as migrate() made it.
+    static LAYOUT: Cell<Option<(u64, Option<[i32; GIVEN.len()]>)>> = const { Cell::new(None) };
+}
+
+/// Writes an event, unless its key is used; whether it did. The caller has the owner's rights, and goes on
+/// to add the event to its sums, by which later commands see it.
+///
+/// While nobody but the extension has attached anything to the table, the row goes straight into it: an
+/// INSERT statement, which reads the checks of the table each time, costs twice as much. The statement is
+/// for a key that is there, or on its way: it waits for whoever brings it.
+pub fn insert(row: &[Arg; GIVEN.len()]) -> Result<bool, Error> {
+    let relation = plan::open_for(plan::our_table(EVENTS)?, ROW_EXCLUSIVE)?;
+    // SAFETY: open, and locked to the end of the transaction; the slot is one of its own, and has what
+    // its columns take.
+    let is_new = unsafe {
+        let is_new = layout(relation).is_some_and(|columns| {
+            let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
+            heap::fill(slot, &columns, row);
+            let indexes = Indexes::open(relation);
+            let is_new = indexes.insert_if_new(slot);
+            indexes.close();
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            is_new
+        });
+        pg_sys::table_close(relation, NO_LOCK);
+        is_new
+    };
+    Ok(is_new || INSERT.run_now(row, |_| ())?.is_some())
+}
+
+const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+const NO_LOCK: pg_sys::LOCKMODE = pg_sys::NoLock as pg_sys::LOCKMODE;
+
+/// # Safety
+///
+/// The relation is open and locked.
+unsafe fn layout(relation: pg_sys::Relation) -> Option<[i32; GIVEN.len()]> {
+    let generation = plan::generation();
+    if let Some((of, layout)) = LAYOUT.get()
+        && of == generation
+    {
+        return layout;
+    }
+    let layout = unsafe {
+        let takes_null = |name: &CStr| {
+            let n = pg_sys::SPI_fnumber((*relation).rd_att, name.as_ptr());
+            plan::column((*relation).rd_id, n, |column| !column.attnotnull) == Some(true)
+        };
+        let is_plain = heap::is_plain(relation, COLUMNS, &CHECKS)
+            && heap::has_simple_keys(relation)
+            && takes_null(c"user_id")
+            && takes_null(c"reason");
+        is_plain.then(|| find(relation)).flatten()
+    };
+    LAYOUT.set(Some((generation, layout)));
+    layout
+}
+
+/// # Safety
+///
+/// The relation is open.
+unsafe fn find(relation: pg_sys::Relation) -> Option<[i32; GIVEN.len()]> {
+    let mut columns = [0; GIVEN.len()];
+    for (column, (name, of_type)) in columns.iter_mut().zip(GIVEN) {
+        unsafe {
+            let desc = (*relation).rd_att;
+            let n = pg_sys::SPI_fnumber(desc, name.as_ptr());
+            *column = (n > 0 && pg_sys::SPI_gettypeid(desc, n) == of_type).then_some(n)?;
+        }
+    }
+    Some(columns)
+}
