@@ -258,6 +258,65 @@ fn a_prepared_transaction_holds_up_nobody() {
     books.agree();
 }
 
+/// The ledger obeys, too: rows go into it without a statement only while nothing of the DBA's is on it.
+#[test]
+fn an_event_is_refused_by_what_a_dba_has_put_on_the_ledger() {
+    let changes = [
+        ("alter table usage_events add constraint few check (prompt_tokens < 100)", "23514"),
+        ("alter table usage_events alter column user_id set not null", "23502"),
+        ("alter table usage_events alter column reason set not null", "23502"),
+        ("alter table usage_events add column note text not null", "23502"),
+        ("create unique index on usage_events (tenant_id, date)", "23505"),
+        ("alter table usage_events add exclude using btree (tenant_id with =)", "23P01"),
+        (
+            "create function refuse() returns trigger language plpgsql as \
+             'begin raise ''refused'' using errcode = ''PX001''; end'; \
+             create trigger refuse before insert on usage_events for each row execute function refuse()",
+            "PX001",
+        ),
+        (
+            "create function refuse() returns trigger language plpgsql as \
+             'begin raise ''refused'' using errcode = ''PX001''; end'; \
+             create constraint trigger refuse after insert on usage_events \
+             for each row execute function refuse()",
+            "PX001",
+        ),
+        ("create rule refuse as on insert to usage_events do instead nothing", "0A000"),
+    ];
+    for (change, expected) in changes {
+        let books = Books::new();
+        let mut early = books.service();
+        early.record(&Event::of(&books, "early")).unwrap();
+        // Some changes are possible only while it is empty.
+        let empty = "truncate usage_events, usage_days, usage_totals, usage_months";
+        books.database.superuser().run(&format!("{empty}; {change}"));
+        let refused = (0..2).find_map(|n| {
+            let key = format!("late {n}");
+            early.record(&Event { user: None, ..Event::of(&books, &key) }).err()
+        });
+        let error = refused.expect(change);
+        assert_eq!(code(&error), expected, "{change}: {}", describe(&error));
+        books.agree();
+    }
+    // What may be there is written.
+    let books = Books::new();
+    let mut early = books.service();
+    early.record(&Event::of(&books, "early")).unwrap();
+    books.database.superuser().run(
+        "alter table usage_events add column note text default 'x'; \
+         create table notes (key text); \
+         create function note() returns trigger language plpgsql as \
+         'begin new.note := ''y''; insert into notes values (new.idempotency_key); return new; end'; \
+         create trigger note before insert on usage_events for each row execute function note()",
+    );
+    early.record(&Event::of(&books, "late")).unwrap();
+    let mut superuser = books.database.superuser();
+    let notes: Vec<String> = superuser.values("select note from usage_events order by recorded_at");
+    assert_eq!(notes, ["x", "y"]);
+    assert_eq!(superuser.value::<i64>("select count(*) from notes"), 1);
+    books.agree();
+}
+
 /// What a DBA puts on a table is obeyed; the sums are then kept by statements.
 #[test]
 fn sums_are_exact_whatever_a_dba_has_put_on_their_tables() {
