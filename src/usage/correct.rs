@@ -1,11 +1,14 @@
 //! Events that take another back, and those that bring their own cost.
 
-use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
+use std::ffi::CString;
+
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use pgrx::{AnyNumeric, FromDatum, IntoDatum, Uuid};
 
 use super::calendar::require_day;
 use super::digest::{MOST, MOST_DECIMALS, scale};
 use super::event::{kept, require_place};
+use super::ledger::{self, NewEvent};
 use super::slots::{self, Figures, Place};
 use super::{TABLES, reprice, rights};
 use crate::error::Error;
@@ -40,25 +43,6 @@ static FIND_VOID: Statement = Statement {
           and v.idempotency_key operator(pg_catalog.=) ('void:' operator(pg_catalog.||) $2) \
           and v.kind operator(pg_catalog.=) 'void'",
     types: &[pg_sys::UUIDOID, pg_sys::TEXTOID],
-};
-
-static INCREMENT: Statement = Statement {
-    sql: "insert into @extschema@.usage_events \
-              (tenant_id, user_id, occurred_at, recorded_at, prompt_tokens, completion_tokens, \
-               request_count, date, idempotency_key, kind, usage, cost, recorded_by) \
-          values ($1, $2, $3, $3, $4, $5, 1, $6, $7, 'increment', pg_catalog.jsonb_build_object( \
-              'prompt_tokens', $4, 'completion_tokens', $5, 'cost', $8), $8, $9)",
-    types: &[
-        pg_sys::UUIDOID,
-        pg_sys::UUIDOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::INT8OID,
-        pg_sys::INT8OID,
-        pg_sys::DATEOID,
-        pg_sys::TEXTOID,
-        pg_sys::NUMERICOID,
-        pg_sys::TEXTOID,
-    ],
 };
 
 pub struct Voided {
@@ -145,27 +129,57 @@ fn increment(call: FunctionCallInfo) -> Result<Datum, Error> {
     require_day(date)?;
     require_place(tenant, user)?;
     let recorded_by = rights::caller();
-    let key = format!("increment:{}", identity::new_id());
+    let missing = || Error::Missing("usage");
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
-    let args = [
-        arg(tenant),
-        user.and_then(IntoDatum::into_datum),
-        Some(Datum::from(now)),
-        arg(prompt_tokens),
-        arg(completion_tokens),
-        Some(date),
-        arg(key),
-        Some(cost),
-        arg(recorded_by),
-    ];
-    let model = "".into_datum().ok_or(Error::Missing("model"))?;
+    let model = "".into_datum().ok_or_else(missing)?;
+    let mut event = NewEvent {
+        tenant,
+        user,
+        occurred_at: now,
+        recorded_at: now,
+        prompt_tokens,
+        completion_tokens,
+        requests: 1,
+        date,
+        key: own_key()?,
+        kind: "increment",
+        model,
+        usage: usage_of(prompt_tokens, completion_tokens, cost)?,
+        cost,
+        unpriced: Vec::<String>::new().into_datum().ok_or_else(missing)?,
+        recorded_by: &recorded_by,
+    };
     let figures = Figures { prompt_tokens, completion_tokens, requests: 1, unpriced: 0, cost };
     as_owner(&TABLES, || {
-        INCREMENT.run_now(&args, |_| ())?;
+        while !ledger::insert(&event)? {
+            pgrx::check_for_interrupts!();
+            event.key = own_key()?;
+        }
         slots::add(&Place { tenant, date, user, model }, &figures)
     })?;
     Ok(Datum::null())
+}
+
+/// Two increments are never the same.
+fn own_key() -> Result<Datum, Error> {
+    let key = format!("increment:{}", identity::new_id());
+    key.into_datum().ok_or(Error::Missing("idempotency_key"))
+}
+
+/// A jsonb, of text: its cost may have more digits than other numbers of Rust take.
+fn usage_of(prompt_tokens: i64, completion_tokens: i64, cost: Datum) -> Result<Datum, Error> {
+    // SAFETY: a numeric, which is neither NaN nor infinite and so, as text, a number of JSON.
+    let cost = unsafe { AnyNumeric::from_datum(cost, false) }.unwrap_or_default();
+    let tokens =
+        format!(r#""prompt_tokens": {prompt_tokens}, "completion_tokens": {completion_tokens}"#);
+    let text = CString::new(format!(r#"{{{tokens}, "cost": {cost}}}"#));
+    let text = text.map_err(|_| Error::Missing("usage"))?;
+    // SAFETY: a C string.
+    Ok(unsafe {
+        let function = Oid::from(pg_sys::F_JSONB_IN);
+        pg_sys::OidFunctionCall1Coll(function, Oid::INVALID, Datum::from(text.as_ptr()))
+    })
 }
 
 fn figure(name: &'static str, value: Option<i64>) -> Result<i64, Error> {

@@ -6,8 +6,9 @@ use pgrx::{FromDatum, IntoDatum, Uuid};
 
 use super::calendar::{require_day, require_past};
 use super::digest::{Digest, digest};
+use super::ledger::{self, NewEvent};
 use super::slots::{self, Figures, Place};
-use super::{TABLES, ledger, rights};
+use super::{TABLES, rights};
 use crate::error::Error;
 use crate::function::{Composite, argument, c_function, raw_argument};
 use crate::identity;
@@ -79,23 +80,23 @@ pub fn record(event: &Event) -> Result<Recorded, Error> {
     };
     let unpriced = digest.unpriced.len();
     let list = digest.unpriced.into_datum().ok_or(Error::Missing("unpriced"))?;
-    let row = [
-        arg(event.tenant),
-        event.user.and_then(IntoDatum::into_datum),
-        Some(Datum::from(at)),
-        Some(Datum::from(now)),
-        arg(digest.prompt_tokens),
-        arg(digest.completion_tokens),
-        arg(event.requests),
-        Some(date),
-        Some(event.key),
-        "usage".into_datum(),
-        Some(event.model),
-        Some(event.usage),
-        Some(digest.cost),
-        Some(list),
-        arg(event.recorded_by),
-    ];
+    let row = NewEvent {
+        tenant: event.tenant,
+        user: event.user,
+        occurred_at: at,
+        recorded_at: now,
+        prompt_tokens: digest.prompt_tokens,
+        completion_tokens: digest.completion_tokens,
+        requests: event.requests,
+        date,
+        key: event.key,
+        kind: "usage",
+        model: event.model,
+        usage: event.usage,
+        cost: digest.cost,
+        unpriced: list,
+        recorded_by: event.recorded_by,
+    };
     // What was in the way may be gone once it is looked at: then it is tried again.
     loop {
         pgrx::check_for_interrupts!();

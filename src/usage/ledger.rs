@@ -3,15 +3,60 @@
 use std::cell::Cell;
 use std::ffi::CStr;
 
-use pgrx::pg_sys::{self, Oid};
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::{IntoDatum, Uuid};
 
 use crate::error::Error;
 use crate::heap::{self, Indexes};
-use crate::plan::{self, Arg, Statement};
+use crate::plan::{self, Arg, Statement, arg};
 
 const EVENTS: &CStr = c"usage_events";
 
-/// What a new row says.
+/// What a new row says; all of it has been looked at.
+pub struct NewEvent<'a> {
+    pub tenant: Uuid,
+    pub user: Option<Uuid>,
+    pub occurred_at: i64,
+    pub recorded_at: i64,
+    pub prompt_tokens: i64,
+    pub completion_tokens: i64,
+    pub requests: i32,
+    pub date: Datum,
+    pub key: Datum,
+    pub kind: &'static str,
+    pub model: Datum,
+    /// A jsonb.
+    pub usage: Datum,
+    /// A numeric.
+    pub cost: Datum,
+    /// An array of texts.
+    pub unpriced: Datum,
+    pub recorded_by: &'a str,
+}
+
+impl NewEvent<'_> {
+    fn values(&self) -> [Arg; GIVEN.len()] {
+        [
+            arg(self.tenant),
+            self.user.and_then(IntoDatum::into_datum),
+            Some(Datum::from(self.occurred_at)),
+            Some(Datum::from(self.recorded_at)),
+            arg(self.prompt_tokens),
+            arg(self.completion_tokens),
+            arg(self.requests),
+            Some(self.date),
+            Some(self.key),
+            arg(self.kind),
+            Some(self.model),
+            Some(self.usage),
+            Some(self.cost),
+            Some(self.unpriced),
+            arg(self.recorded_by),
+        ]
+    }
+}
+
+/// Its columns.
 const GIVEN: [(&CStr, Oid); 15] = [
     (c"tenant_id", pg_sys::UUIDOID),
     (c"user_id", pg_sys::UUIDOID),
@@ -33,7 +78,7 @@ const GIVEN: [(&CStr, Oid); 15] = [
 /// With the reason, which a new row has not.
 const COLUMNS: usize = GIVEN.len() + 1;
 
-/// What they ask for has been looked at before a row is made.
+/// What they ask for is so.
 const CHECKS: [&CStr; 3] = [
     c"usage_events_key_is_1_to_220",
     c"usage_events_kind_is_known",
@@ -77,14 +122,15 @@ thread_local! {
 /// While nobody but the extension has attached anything to the table, the row goes straight into it: an
 /// INSERT statement, which reads the checks of the table each time, costs twice as much. The statement is
 /// for a key that is there, or on its way: it waits for whoever brings it.
-pub fn insert(row: &[Arg; GIVEN.len()]) -> Result<bool, Error> {
+pub fn insert(event: &NewEvent) -> Result<bool, Error> {
+    let values = event.values();
     let relation = plan::open_for(plan::our_table(EVENTS)?, ROW_EXCLUSIVE)?;
     // SAFETY: open, and locked to the end of the transaction; the slot is one of its own, and has what
     // its columns take.
     let is_new = unsafe {
         let is_new = layout(relation).is_some_and(|columns| {
             let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
-            heap::fill(slot, &columns, row);
+            heap::fill(slot, &columns, &values);
             let indexes = Indexes::open(relation);
             let is_new = indexes.insert_if_new(slot);
             indexes.close();
@@ -94,7 +140,7 @@ pub fn insert(row: &[Arg; GIVEN.len()]) -> Result<bool, Error> {
         pg_sys::table_close(relation, NO_LOCK);
         is_new
     };
-    Ok(is_new || INSERT.run_now(row, |_| ())?.is_some())
+    Ok(is_new || INSERT.run_now(&values, |_| ())?.is_some())
 }
 
 const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
