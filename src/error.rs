@@ -40,6 +40,10 @@ pub enum Error {
     NoSuchVersion(i32),
     #[error("table \"{table}\" has rows that rolling back to version {version} would delete")]
     RowsWouldBeLost { table: String, version: i32 },
+    #[error(
+        "column \"{column}\" of table \"{table}\" has values that rolling back to version {version} would delete"
+    )]
+    ValuesWouldBeLost { table: &'static str, column: &'static str, version: i32 },
     #[error("the confirmation does not name this database")]
     NotConfirmed { database: String },
     #[error("no user is signed in")]
@@ -221,7 +225,7 @@ impl Error {
                 ERRCODE_INVALID_PARAMETER_VALUE,
                 "Name a version from schema_version, or 0 for an empty schema.".into(),
             ),
-            Error::RowsWouldBeLost { .. } => (
+            Error::RowsWouldBeLost { .. } | Error::ValuesWouldBeLost { .. } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "Take a backup, then call it with force => true.".into(),
             ),

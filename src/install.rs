@@ -280,6 +280,9 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
             for table in tables_of(migration) {
                 refuse_loss(schema, &table, version)?;
             }
+            for (table, column) in columns_undone(migration.down) {
+                refuse_loss_of_column(schema, table, column, version)?;
+            }
         }
     }
     for migration in undone() {
@@ -309,6 +312,31 @@ fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
     let sql = format!("select 'rows' from @extschema@.{table}{ours} limit 1");
     if plan::query_text(&plan::in_schema(&sql, schema)?)?.is_some() {
         return Err(Error::RowsWouldBeLost { table: table.into(), version });
+    }
+    Ok(())
+}
+
+/// The columns that a script drops from tables that stay.
+fn columns_undone(script: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    script.lines().filter_map(|line| {
+        let rest = line.strip_prefix("alter table @extschema@.")?;
+        rest.strip_suffix(';')?.split_once(" drop column ")
+    })
+}
+
+fn refuse_loss_of_column(
+    schema: Oid,
+    table: &'static str,
+    column: &'static str,
+    version: i32,
+) -> Result<(), Error> {
+    let given = match column {
+        "time_zone" => "<> 'UTC'",
+        _ => "is not null",
+    };
+    let sql = format!("select 'values' from @extschema@.{table} where {column} {given} limit 1");
+    if plan::query_text(&plan::in_schema(&sql, schema)?)?.is_some() {
+        return Err(Error::ValuesWouldBeLost { table, column, version });
     }
     Ok(())
 }
@@ -527,6 +555,8 @@ mod tests {
             for table in tables_of(migration) {
                 assert!(migration.down.contains(&format!("drop table @extschema@.{table};")));
             }
+            let dropped = migration.down.matches("drop column").count();
+            assert_eq!(columns_undone(migration.down).count(), dropped, "{}", migration.name);
             for view in of_kind(migration.up, "matview") {
                 let drop = format!("drop materialized view @extschema@.{view};");
                 assert!(migration.down.contains(&drop), "{drop}");

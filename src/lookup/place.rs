@@ -76,10 +76,11 @@ impl Place {
     ///
     /// # Safety
     ///
-    /// The table is locked.
-    pub unsafe fn pin(&self) -> Option<(Buffer, ItemPointerData)> {
+    /// The table is open and locked.
+    pub unsafe fn pin(&self, table: pg_sys::Relation) -> Option<(Buffer, ItemPointerData)> {
         unsafe {
-            self.read_again().then(|| {
+            let is_same = self.table == (*table).rd_id && self.read_again();
+            is_same.then(|| {
                 let is_there = self.item().is_some();
                 pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_UNLOCK as i32);
                 if !is_there {

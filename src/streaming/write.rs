@@ -10,7 +10,7 @@ use super::chunks::{COLUMNS, Chunks};
 use super::commit;
 use super::rights::has_policies_only;
 use crate::error::Error;
-use crate::heap::{self, Indexes};
+use crate::heap::{self, Indexes, Shape};
 use crate::plan::{self, Statement, arg};
 
 #[derive(Clone, Copy)]
@@ -82,12 +82,17 @@ fn is_plain(chunks: &Chunks) -> Result<bool, Error> {
     }
     // SAFETY: the table is open and locked.
     let plain = unsafe {
-        heap::is_plain(chunks.relation, COLUMNS as usize, &[])
-            && has_policies_only(chunks.relation, &POLICIES)
+        heap::is_plain(chunks.relation, &SHAPE) && has_policies_only(chunks.relation, &POLICIES)
     };
     PLAIN.set(Some((plan::generation(), chunks.table(), plain)));
     Ok(plain)
 }
+
+const SHAPE: Shape = Shape {
+    columns: COLUMNS as usize,
+    checks: &[],
+    triggers: &[c"place_chunk", c"complete_streams", c"refuse_rewrite"],
+};
 
 const POLICIES: [&CStr; 2] = [c"message_chunks_read", c"message_chunks_insert"];
 

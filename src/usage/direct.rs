@@ -1,5 +1,5 @@
-//! A row of a sum changed where it lies, without a statement: an UPDATE of the two sums would cost more
-//! than the event itself. Besides, a statement in a transaction with a snapshot of its own fails where
+//! A row of a sum changed where it lies, without a statement: three UPDATEs would cost more than the event
+//! itself. Besides, a statement in a transaction with a snapshot of its own fails where
 //! a row was changed since, and takes locks by which serializable transactions meet.
 //!
 //! That goes while a table is as migrate() made it; see `slots` for what is done otherwise.
@@ -13,7 +13,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::slots::Figures;
 use crate::error::Error;
-use crate::heap::{self, Indexes};
+use crate::heap::{self, Indexes, Shape};
 use crate::lookup::{Place, unique_index};
 use crate::plan::{self, Row};
 
@@ -148,15 +148,15 @@ impl Addition<'_> {
         }
     }
 
-    /// To the row of which this session has written that version, or to what has become of it.
+    /// To the row of which this session has written that version, if it is still the last.
     ///
     /// # Safety
     ///
     /// As for `add`.
     unsafe fn add_at(&self, place: &Place, keys: usize) -> Result<bool, Error> {
         unsafe {
-            let Some((buffer, mut at)) = place.pin() else { return Ok(false) };
-            let added = self.add_to(&mut at, keys);
+            let Some((buffer, mut at)) = place.pin(self.relation) else { return Ok(false) };
+            let added = self.add_to(&mut at, 0, keys);
             pg_sys::ReleaseBuffer(buffer);
             added
         }
@@ -188,7 +188,16 @@ impl Addition<'_> {
                     break;
                 }
                 let mut at = (*found).t_self;
-                added = self.add_to(&mut at, keys)?;
+                // Whoever has a snapshot of his own would read two versions of a row that others have
+                // changed since: the one he sees, and the one he has made of theirs.
+                let options = if !has_own_snapshot() {
+                    pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION
+                } else if self.is_seen((*scan).slot) {
+                    0
+                } else {
+                    continue;
+                };
+                added = self.add_to(&mut at, options as u8, keys)?;
             }
             pg_sys::systable_endscan(scan);
         }
@@ -201,9 +210,14 @@ impl Addition<'_> {
     /// # Safety
     ///
     /// As for `add`; there is a version.
-    unsafe fn add_to(&self, at: pg_sys::ItemPointer, keys: usize) -> Result<bool, Error> {
+    unsafe fn add_to(
+        &self,
+        at: pg_sys::ItemPointer,
+        options: u8,
+        keys: usize,
+    ) -> Result<bool, Error> {
         unsafe {
-            if !self.lock(at) || !self.has_key(keys) {
+            if !self.lock(at, options) || !self.has_key(keys) {
                 return Ok(false);
             }
             self.update()?;
@@ -211,12 +225,25 @@ impl Addition<'_> {
         Ok(true)
     }
 
-    /// Locks the last version of a row unless somebody else has; the slot has it then.
+    /// Whether the transaction's own snapshot sees a row.
+    ///
+    /// # Safety
+    ///
+    /// The slot has one of the relation, from a scan.
+    unsafe fn is_seen(&self, slot: *mut pg_sys::TupleTableSlot) -> bool {
+        unsafe {
+            let sees = (*(*self.relation).rd_tableam).tuple_satisfies_snapshot;
+            sees.is_some_and(|sees| sees(self.relation, slot, pg_sys::GetTransactionSnapshot()))
+        }
+    }
+
+    /// Locks a row unless somebody else has, or it is no more as it was found; with an option, its last
+    /// version. The slot has it then.
     ///
     /// # Safety
     ///
     /// As for `add_to`.
-    unsafe fn lock(&self, at: pg_sys::ItemPointer) -> bool {
+    unsafe fn lock(&self, at: pg_sys::ItemPointer, options: u8) -> bool {
         unsafe {
             let Some(lock) = (*(*self.relation).rd_tableam).tuple_lock else { return false };
             let result = lock(
@@ -227,7 +254,7 @@ impl Addition<'_> {
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
                 pg_sys::LockWaitPolicy::LockWaitSkip,
-                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
+                options,
                 &mut pg_sys::TM_FailureData::default(),
             );
             result == pg_sys::TM_Result::TM_Ok
@@ -296,6 +323,8 @@ impl Addition<'_> {
                 values.as_mut_ptr(),
                 nulls.as_mut_ptr(),
             );
+            // What an UPDATE of a published table needs.
+            pg_sys::CheckCmdReplicaIdentity(relation, pg_sys::CmdType::CMD_UPDATE);
             let mut at = (*slot).tts_tid;
             #[cfg(feature = "pg15")]
             {
@@ -324,6 +353,12 @@ impl Addition<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the transaction keeps to the snapshot that it has begun with.
+fn has_own_snapshot() -> bool {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
 /// Sees what is committed, and what this transaction has done.
@@ -378,10 +413,10 @@ unsafe fn layout(sum: &'static Sum, relation: pg_sys::Relation) -> Result<Option
 ///
 /// The relation is open and locked.
 unsafe fn is_plain(sum: &Sum, relation: pg_sys::Relation) -> bool {
+    let shape = Shape { columns: sum.columns, checks: &[], triggers: &[] };
     unsafe {
-        heap::is_plain(relation, sum.columns, &[])
+        heap::is_plain(relation, &shape)
             && heap::has_simple_keys(relation)
-            && (*relation).trigdesc.is_null()
             && (*(*relation).rd_rel).relreplident as u8 == pg_sys::REPLICA_IDENTITY_DEFAULT
     }
 }
@@ -391,11 +426,8 @@ unsafe fn is_plain(sum: &Sum, relation: pg_sys::Relation) -> bool {
 /// The relation is open and locked.
 unsafe fn find(sum: &Sum, relation: pg_sys::Relation) -> Option<Layout> {
     let (table, schema) = unsafe { ((*relation).rd_id, (*(*relation).rd_rel).relnamespace) };
-    let column = |name: &CStr, of_type: Oid| unsafe {
-        let desc = (*relation).rd_att;
-        let n = pg_sys::SPI_fnumber(desc, name.as_ptr());
-        (n > 0 && pg_sys::SPI_gettypeid(desc, n) == of_type).then_some(n)
-    };
+    // SAFETY: the relation is open.
+    let column = |name: &CStr, of_type: Oid| unsafe { heap::column(relation, name, of_type) };
     let mut keys = [pg_sys::ScanKeyData::default(); MOST_KEYS];
     let mut columns = Vec::with_capacity(MOST_KEYS);
     let last = (c"slot", pg_sys::INT4OID, pg_sys::F_INT4GE);

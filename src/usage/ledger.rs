@@ -7,7 +7,8 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, Uuid};
 
 use crate::error::Error;
-use crate::heap::{self, Indexes};
+use crate::heap::{self, Indexes, Shape};
+use crate::lookup::unique_index;
 use crate::plan::{self, Arg, Statement, arg};
 
 const EVENTS: &CStr = c"usage_events";
@@ -75,15 +76,22 @@ const GIVEN: [(&CStr, Oid); 15] = [
     (c"recorded_by", pg_sys::TEXTOID),
 ];
 
-/// With the reason, which a new row has not.
-const COLUMNS: usize = GIVEN.len() + 1;
-
-/// What they ask for is so.
-const CHECKS: [&CStr; 3] = [
-    c"usage_events_key_is_1_to_220",
-    c"usage_events_kind_is_known",
-    c"usage_events_usage_is_object",
-];
+const SHAPE: Shape = Shape {
+    // With the reason, which a new row has not.
+    columns: GIVEN.len() + 1,
+    checks: &[
+        (
+            c"usage_events_key_is_1_to_220",
+            "CHECK (((char_length(idempotency_key) >= 1) AND (char_length(idempotency_key) <= 220)))",
+        ),
+        (
+            c"usage_events_kind_is_known",
+            "CHECK ((kind = ANY (ARRAY['usage'::text, 'increment'::text, 'void'::text, 'repricing'::text])))",
+        ),
+        (c"usage_events_usage_is_object", "CHECK ((jsonb_typeof(usage) = 'object'::text))"),
+    ],
+    triggers: &[c"refuse_insert", c"refuse_rewrite"],
+};
 
 /// One row, unless the key is used.
 static INSERT: Statement = Statement {
@@ -111,28 +119,33 @@ static INSERT: Statement = Statement {
     ],
 };
 
+/// Where everything is, in a table that is as migrate() made it.
+#[derive(Clone, Copy)]
+struct Layout {
+    columns: [i32; GIVEN.len()],
+    key: Oid,
+}
+
 thread_local! {
-    /// Where columns are, in a table that is as migrate() made it.
-    static LAYOUT: Cell<Option<(u64, Option<[i32; GIVEN.len()]>)>> = const { Cell::new(None) };
+    static LAYOUT: Cell<Option<(u64, Option<Layout>)>> = const { Cell::new(None) };
 }
 
 /// Writes an event, unless its key is used; whether it did. The caller has the owner's rights, and goes on
 /// to add the event to its sums, by which later commands see it.
 ///
 /// While nobody but the extension has attached anything to the table, the row goes straight into it: an
-/// INSERT statement, which reads the checks of the table each time, costs twice as much. The statement is
-/// for a key that is there, or on its way: it waits for whoever brings it.
+/// INSERT statement, which reads the checks of the table each time, costs twice as much.
 pub fn insert(event: &NewEvent) -> Result<bool, Error> {
     let values = event.values();
     let relation = plan::open_for(plan::our_table(EVENTS)?, ROW_EXCLUSIVE)?;
     // SAFETY: open, and locked to the end of the transaction; the slot is one of its own, and has what
     // its columns take.
     let is_new = unsafe {
-        let is_new = layout(relation).is_some_and(|columns| {
+        let is_new = layout(relation).map(|Layout { columns, key }| {
             let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
             heap::fill(slot, &columns, &values);
-            let indexes = Indexes::open(relation);
-            let is_new = indexes.insert_if_new(slot);
+            let indexes = Indexes::open_to_compare(relation);
+            let is_new = indexes.insert_if_new(slot, key);
             indexes.close();
             pg_sys::ExecDropSingleTupleTableSlot(slot);
             is_new
@@ -140,7 +153,10 @@ pub fn insert(event: &NewEvent) -> Result<bool, Error> {
         pg_sys::table_close(relation, NO_LOCK);
         is_new
     };
-    Ok(is_new || INSERT.run_now(&values, |_| ())?.is_some())
+    match is_new {
+        Some(is_new) => Ok(is_new),
+        None => Ok(INSERT.run_now(&values, |_| ())?.is_some()),
+    }
 }
 
 const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
@@ -149,7 +165,7 @@ const NO_LOCK: pg_sys::LOCKMODE = pg_sys::NoLock as pg_sys::LOCKMODE;
 /// # Safety
 ///
 /// The relation is open and locked.
-unsafe fn layout(relation: pg_sys::Relation) -> Option<[i32; GIVEN.len()]> {
+unsafe fn layout(relation: pg_sys::Relation) -> Option<Layout> {
     let generation = plan::generation();
     if let Some((of, layout)) = LAYOUT.get()
         && of == generation
@@ -157,14 +173,7 @@ unsafe fn layout(relation: pg_sys::Relation) -> Option<[i32; GIVEN.len()]> {
         return layout;
     }
     let layout = unsafe {
-        let takes_null = |name: &CStr| {
-            let n = pg_sys::SPI_fnumber((*relation).rd_att, name.as_ptr());
-            plan::column((*relation).rd_id, n, |column| !column.attnotnull) == Some(true)
-        };
-        let is_plain = heap::is_plain(relation, COLUMNS, &CHECKS)
-            && heap::has_simple_keys(relation)
-            && takes_null(c"user_id")
-            && takes_null(c"reason");
+        let is_plain = heap::is_plain(relation, &SHAPE) && heap::has_simple_keys(relation);
         is_plain.then(|| find(relation)).flatten()
     };
     LAYOUT.set(Some((generation, layout)));
@@ -174,14 +183,24 @@ unsafe fn layout(relation: pg_sys::Relation) -> Option<[i32; GIVEN.len()]> {
 /// # Safety
 ///
 /// The relation is open.
-unsafe fn find(relation: pg_sys::Relation) -> Option<[i32; GIVEN.len()]> {
-    let mut columns = [0; GIVEN.len()];
-    for (column, (name, of_type)) in columns.iter_mut().zip(GIVEN) {
-        unsafe {
-            let desc = (*relation).rd_att;
-            let n = pg_sys::SPI_fnumber(desc, name.as_ptr());
-            *column = (n > 0 && pg_sys::SPI_gettypeid(desc, n) == of_type).then_some(n)?;
+unsafe fn find(relation: pg_sys::Relation) -> Option<Layout> {
+    unsafe {
+        let (table, schema) = ((*relation).rd_id, (*(*relation).rd_rel).relnamespace);
+        let mut columns = [0; GIVEN.len()];
+        for (column, (name, of_type)) in columns.iter_mut().zip(GIVEN) {
+            *column = heap::column(relation, name, of_type)?;
         }
+        let [user, reason] = [
+            heap::column(relation, c"user_id", pg_sys::UUIDOID)?,
+            heap::column(relation, c"reason", pg_sys::TEXTOID)?,
+        ];
+        let may_be_null = plan::column(table, user, |column| !column.attnotnull)?
+            && plan::column(table, reason, |column| !column.attnotnull && !column.atthasdef)?;
+        let key = [
+            heap::column(relation, c"tenant_id", pg_sys::UUIDOID)?,
+            heap::column(relation, c"idempotency_key", pg_sys::TEXTOID)?,
+        ];
+        let key = unique_index(c"usage_events_pkey", schema, table, &key)?;
+        may_be_null.then_some(Layout { columns, key })
     }
-    Some(columns)
 }

@@ -310,11 +310,12 @@ fn compare(
     to_date: Option<Date>,
 ) -> Result<Vec<Difference>, Error> {
     rights::to_verify()?;
-    let args = [
-        arg(tenant.ok_or(Error::Missing("tenant_id"))?),
-        Some(bound(from_date, "from_date")?),
-        Some(bound(to_date, "to_date")?),
-    ];
+    let tenant = tenant.ok_or(Error::Missing("tenant_id"))?;
+    let (first, last) = (bound(from_date, "from_date")?, bound(to_date, "to_date")?);
+    if first.value() as i32 > last.value() as i32 {
+        return Ok(Vec::new());
+    }
+    let args = [arg(tenant), Some(first), Some(last)];
     let work = || {
         COMPARE.read(&args, |row| {
             let (sources, dates): (Vec<String>, Vec<Date>) = (row.get(1)?, row.get(2)?);

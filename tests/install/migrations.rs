@@ -226,7 +226,9 @@ fn rollback_keeps_what_was_used_rated_and_reserved_and_force_keeps_the_rest() {
             "insert into model_prices (pattern, usage_type, unit_price) values ('x', 'x', 1)"
                 .into(),
         ),
+        (13, "first_token_ms", format!("select append_chunk('{m}', 'x')")),
         (10, "feedback", format!("select give_feedback('{m}', 1)")),
+        (9, "time_zone", "update tenants set time_zone = 'Asia/Tokyo'".into()),
     ];
     owner.run("update tenants set rate_limit_per_minute = 10, daily_token_limit = 10");
     for (version, table, sql) in &rows {
@@ -242,7 +244,7 @@ fn rollback_keeps_what_was_used_rated_and_reserved_and_force_keeps_the_rest() {
     for (_, _, sql) in &rows {
         owner.run(sql);
     }
-    owner.run(&format!("select append_chunk('{m}', 'x', is_final => true)"));
+    owner.run(&format!("select append_chunk('{m}', 'y', is_final => true)"));
     let kept = "select format('%s %s %s', status, content, completed_at) from messages";
     let before: String = owner.value(kept);
     for version in (8..latest).rev() {

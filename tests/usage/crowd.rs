@@ -258,6 +258,58 @@ fn a_prepared_transaction_holds_up_nobody() {
     books.agree();
 }
 
+/// Whoever keeps to a snapshot of his own reads sums that are those of the events in it.
+#[test]
+fn in_a_transaction_with_a_snapshot_sums_are_those_of_the_events_it_sees() {
+    let books = Books::new();
+    let mut other = books.service();
+    let mut service = books.service();
+    let differences =
+        format!("select count(*) from verify_usage('{}', '-infinity', 'infinity')", books.tenant());
+    for round in 0..6 {
+        let isolation = ["repeatable read", "serializable"][round % 2];
+        other.record(&Event::of(&books, &format!("{round} before"))).unwrap();
+        service.record(&Event::of(&books, &format!("{round} own"))).unwrap();
+        service.run(&format!("begin isolation level {isolation}"));
+        assert_eq!(service.value::<i64>(&differences), 0);
+        for n in 0..3 {
+            other.record(&Event::of(&books, &format!("{round} other {n}"))).unwrap();
+            service.record(&Event::of(&books, &format!("{round} mine {n}"))).unwrap();
+            service.run("savepoint s");
+            service.record(&Event::of(&books, &format!("{round} undone {n}"))).unwrap();
+            assert_eq!(service.value::<i64>(&differences), 0, "{isolation}");
+            service.run("rollback to s");
+            assert_eq!(service.value::<i64>(&differences), 0, "{isolation}");
+            let requests = "select (select count(*) from usage_events), request_count::bigint from usage_by_month";
+            let row = service.query_one(requests, &[]).expect("a month");
+            assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1), "{isolation}");
+        }
+        service.run("commit");
+        books.agree();
+    }
+    let rows: i64 = other.value("select count(*) from usage_months");
+    assert!(rows <= 4, "{rows} rows of two sessions");
+}
+
+#[test]
+fn the_same_key_again_writes_nothing() {
+    let books = Books::new();
+    let mut service = books.service();
+    service.record(&Event::of(&books, "k")).unwrap();
+    let size = "select pg_total_relation_size('usage_events')";
+    let before: i64 = service.value(size);
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        service.run(&format!("begin isolation level {isolation}"));
+        for _ in 0..200 {
+            assert!(!service.record(&Event::of(&books, "k")).unwrap().applied);
+        }
+        let wrote: bool = service.value("select pg_current_xact_id_if_assigned() is not null");
+        assert!(!wrote, "{isolation}");
+        service.run("commit");
+    }
+    assert_eq!(service.value::<i64>(size), before);
+}
+
 /// The ledger obeys, too: rows go into it without a statement only while nothing of the DBA's is on it.
 #[test]
 fn an_event_is_refused_by_what_a_dba_has_put_on_the_ledger() {
@@ -268,6 +320,24 @@ fn an_event_is_refused_by_what_a_dba_has_put_on_the_ledger() {
         ("alter table usage_events add column note text not null", "23502"),
         ("create unique index on usage_events (tenant_id, date)", "23505"),
         ("alter table usage_events add exclude using btree (tenant_id with =)", "23P01"),
+        (
+            "alter table usage_events drop constraint usage_events_kind_is_known, \
+             add constraint usage_events_kind_is_known check (prompt_tokens < 100)",
+            "23514",
+        ),
+        ("alter table usage_events alter column prompt_tokens type numeric(2, 0)", "22003"),
+        ("alter table usage_events alter column model type varchar(2)", "22001"),
+        (
+            "create domain why as text check (value is not null); \
+             alter table usage_events alter column reason type why",
+            "23514",
+        ),
+        (
+            "create trigger frozen before insert on usage_events for each row \
+             execute function refuse_change('closed')",
+            "23000",
+        ),
+        ("create publication counted for table usage_totals where (request_count > 0)", "42P10"),
         (
             "create function refuse() returns trigger language plpgsql as \
              'begin raise ''refused'' using errcode = ''PX001''; end'; \
@@ -303,7 +373,7 @@ fn an_event_is_refused_by_what_a_dba_has_put_on_the_ledger() {
     let mut early = books.service();
     early.record(&Event::of(&books, "early")).unwrap();
     books.database.superuser().run(
-        "alter table usage_events add column note text default 'x'; \
+        "alter table usage_events alter column reason set default 'none'; alter table usage_events add column note text default 'x'; \
          create table notes (key text); \
          create function note() returns trigger language plpgsql as \
          'begin new.note := ''y''; insert into notes values (new.idempotency_key); return new; end'; \
@@ -313,6 +383,8 @@ fn an_event_is_refused_by_what_a_dba_has_put_on_the_ledger() {
     let mut superuser = books.database.superuser();
     let notes: Vec<String> = superuser.values("select note from usage_events order by recorded_at");
     assert_eq!(notes, ["x", "y"]);
+    let reasons: i64 = superuser.value("select count(*) from usage_events where reason = 'none'");
+    assert_eq!(reasons, 1);
     assert_eq!(superuser.value::<i64>("select count(*) from notes"), 1);
     books.agree();
 }

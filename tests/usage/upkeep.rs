@@ -279,6 +279,7 @@ fn a_month_is_compared_whatever_day_of_it_is_asked_about() {
         assert_eq!(drift(range), ["usage_months 2026-02-01 3 7"], "{range:?}");
     }
     assert!(drift(("2026-03-01", "2026-03-31")).is_empty());
+    assert!(drift(("2026-03-05", "2026-02-10")).is_empty(), "no days");
 }
 
 #[test]
