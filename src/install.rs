@@ -280,6 +280,8 @@ fn roll_back(schema: Oid, version: i32, force: bool) -> Result<i32, Error> {
             for table in tables_of(migration) {
                 refuse_loss(schema, &table, version)?;
             }
+        }
+        for migration in undone() {
             for (table, column) in columns_undone(migration.down) {
                 refuse_loss_of_column(schema, table, column, version)?;
             }
@@ -318,10 +320,14 @@ fn refuse_loss(schema: Oid, table: &str, version: i32) -> Result<(), Error> {
 
 /// The columns that a script drops from tables that stay.
 fn columns_undone(script: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
-    script.lines().filter_map(|line| {
-        let rest = line.strip_prefix("alter table @extschema@.")?;
-        rest.strip_suffix(';')?.split_once(" drop column ")
-    })
+    let words: Vec<&str> = script.split_whitespace().collect();
+    let found = |n: usize| match words.get(n..n + 6)? {
+        ["alter", "table", table, "drop", "column", column] => {
+            Some((table.strip_prefix("@extschema@.")?, column.strip_suffix(';')?))
+        }
+        _ => None,
+    };
+    (0..words.len()).filter_map(found).collect::<Vec<_>>().into_iter()
 }
 
 fn refuse_loss_of_column(
@@ -331,10 +337,10 @@ fn refuse_loss_of_column(
     version: i32,
 ) -> Result<(), Error> {
     let given = match column {
-        "time_zone" => "<> 'UTC'",
-        _ => "is not null",
+        "time_zone" => "time_zone <> 'UTC'".into(),
+        _ => format!("{column} is not null"),
     };
-    let sql = format!("select 'values' from @extschema@.{table} where {column} {given} limit 1");
+    let sql = format!("select 'values' from @extschema@.{table} where {given} limit 1");
     if plan::query_text(&plan::in_schema(&sql, schema)?)?.is_some() {
         return Err(Error::ValuesWouldBeLost { table, column, version });
     }

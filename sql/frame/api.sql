@@ -8,7 +8,7 @@ language c as 'MODULE_PATHNAME', 'refuse_to_members';
 comment on function @extschema@.migrate() is
 'Brings tables, triggers, policies and comments to the version of the library; returns that version.';
 comment on function @extschema@.rollback_to(integer, boolean) is
-'Takes the schema back to a version; refuses while rows would be lost, unless force is true.';
+'Takes the schema back to a version; refuses while rows or values would be lost, unless force is true.';
 comment on function @extschema@.uninstall(text) is
 'Drops every table of the extension with its rows; confirm must be the name of the database.';
 comment on function @extschema@.doctor() is

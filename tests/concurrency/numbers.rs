@@ -1,6 +1,5 @@
 //! Promise 5: sequence numbers of a conversation are gapless and unique under concurrency.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -101,8 +100,7 @@ fn numbers_have_no_gap_after_a_backend_was_killed_and_the_server_recovered() {
             );
             if let Some(row) = busy.ok().and_then(|rows| rows.into_iter().next()) {
                 let pid: i32 = row.get(0);
-                let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
-                assert!(killed.is_ok_and(|status| status.success()), "kill -9 {pid}");
+                server.kill_backend(pid);
             }
         }
     });

@@ -162,7 +162,9 @@ fn rollback_keeps_chunks_and_messages_do_without_them() {
         assert_eq!(owner.value::<i64>("select count(*) from message_chunks"), 2);
     }
     owner.run(&format!("select finish_message('{m}'), cleanup_streaming_artifacts('{m}')"));
-    assert_eq!(owner.value::<i32>("select rollback_to(4)"), 4);
+    let (code, message, _) = refusal(&mut owner, "select rollback_to(4)");
+    assert!(code == "55000" && message.contains("\"first_token_ms\""), "{message}");
+    assert_eq!(owner.value::<i32>("select rollback_to(4, force => true)"), 4);
     // Its text is the message's own, and the sessions that know of streams find none.
     let text = format!("select content from messages where id = '{m}'");
     assert_eq!(owner.value::<String>(&text), "ab");
@@ -226,7 +228,7 @@ fn rollback_keeps_what_was_used_rated_and_reserved_and_force_keeps_the_rest() {
             "insert into model_prices (pattern, usage_type, unit_price) values ('x', 'x', 1)"
                 .into(),
         ),
-        (13, "first_token_ms", format!("select append_chunk('{m}', 'x')")),
+        (13, "first_token_ms", "update messages set first_token_ms = 5".into()),
         (10, "feedback", format!("select give_feedback('{m}', 1)")),
         (9, "time_zone", "update tenants set time_zone = 'Asia/Tokyo'".into()),
     ];
@@ -244,7 +246,7 @@ fn rollback_keeps_what_was_used_rated_and_reserved_and_force_keeps_the_rest() {
     for (_, _, sql) in &rows {
         owner.run(sql);
     }
-    owner.run(&format!("select append_chunk('{m}', 'y', is_final => true)"));
+    owner.run(&format!("select append_chunk('{m}', 'x', is_final => true)"));
     let kept = "select format('%s %s %s', status, content, completed_at) from messages";
     let before: String = owner.value(kept);
     for version in (8..latest).rev() {

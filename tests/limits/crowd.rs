@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use pg_conversation_tests::{Client, Rng, Session, Uuid, describe, kill_9};
+use pg_conversation_tests::{Client, Rng, Session, Uuid, describe};
 
 use crate::desk::{Desk, Limits, TAKEN, taken};
 
@@ -304,19 +304,8 @@ fn a_backend_that_is_killed_by_the_kernel_gives_back_what_it_had_not_committed()
     service.run("begin");
     service.reserve(desk.tenant, 70).unwrap();
     let pid: i32 = service.value("select pg_backend_pid()");
-    kill_9(&pid.to_string());
-    // The server starts anew, which takes a moment.
-    let begin = std::time::Instant::now();
-    let mut service = loop {
-        let tried = server.config(&desk.database.name, "postgres").connect(postgres::NoTls);
-        match tried {
-            Ok(client) => break client,
-            Err(_) if begin.elapsed().as_secs() < 60 => {
-                thread::sleep(std::time::Duration::from_millis(50));
-            }
-            Err(error) => panic!("{}", describe(&error)),
-        }
-    };
+    server.kill_backend(pid);
+    let mut service = desk.database.superuser();
     assert_eq!(taken(&mut service), (0, 30));
     assert_eq!(service.reserve(desk.tenant, 70).unwrap().remaining, Some(0));
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pg_conversation_tests::{Client, NoTls, Server, Session, command, kill_9, oldest, wait_until};
+use pg_conversation_tests::{Client, NoTls, Server, Session, command, oldest, wait_until};
 
 use crate::house::{House, Keeper, eventually, log, log_lines};
 use crate::strangers::trapped;
@@ -323,7 +323,7 @@ fn a_worker_that_is_killed_and_a_server_that_is_leave_nothing_undone() {
     wait_until(&mut client, BUSY);
     let pid: i32 = client
         .value("select pid from pg_stat_activity where backend_type = 'pg_conversation worker'");
-    kill_9(&pid.to_string());
+    server.kill_backend(pid);
     let again = || {
         let start = Instant::now();
         loop {
@@ -339,7 +339,6 @@ fn a_worker_that_is_killed_and_a_server_that_is_leave_nothing_undone() {
             thread::sleep(Duration::from_millis(50));
         }
     };
-    thread::sleep(Duration::from_millis(300));
     let mut client = again();
     // It is at it again, and holds no lock that it should not.
     wait_until(&mut client, BUSY);

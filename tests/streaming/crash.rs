@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use pg_conversation_tests::{
-    Client, Rng, Server, Session, Uuid, bin, describe, kill_9, oldest, wait_until,
+    Client, Rng, Server, Session, Uuid, bin, describe, oldest, wait_until,
 };
 
 use crate::desk::{Desk, Stream, broke, code, expected_index};
@@ -223,7 +223,7 @@ fn whatever_kills_the_server_sync_loses_nothing_and_async_says_where_to_go_on() 
             }
             match blow {
                 Blow::Backend => {
-                    kill_9(&pids.lock().expect("no panic")[0].to_string());
+                    server.kill_backend(pids.lock().expect("no panic")[0]);
                 }
                 Blow::Immediate => server.stop("immediate"),
                 Blow::Postmaster => server.kill_postmaster(),

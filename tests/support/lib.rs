@@ -62,7 +62,7 @@ pub fn run(command: &mut Command) -> Output {
 }
 
 /// Ends a process as the kernel does when memory is short.
-pub fn kill_9(pid: &str) {
+fn kill_9(pid: &str) {
     run(Command::new("kill").args(["-9", pid]));
 }
 
@@ -179,6 +179,24 @@ impl Server {
         // Until somebody has asked for its exit status, its number looks taken.
         for file in [file, self.dir.join(format!(".s.PGSQL.{PORT}.lock"))] {
             fs::remove_file(file).expect("the lock files go");
+        }
+    }
+
+    /// Kills a server process as the kernel does when memory is short; returns when the postmaster has ended
+    /// all others for it and takes sessions again.
+    pub fn kill_backend(&self, pid: i32) {
+        let mut witness = self.connect("postgres", "postgres");
+        kill_9(&pid.to_string());
+        let start = Instant::now();
+        let wait = || {
+            assert!(start.elapsed() < Duration::from_secs(60), "the server does not come back");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        while witness.simple_query("select 1").is_ok() {
+            wait();
+        }
+        while self.config("postgres", "postgres").connect(NoTls).is_err() {
+            wait();
         }
     }
 

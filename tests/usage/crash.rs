@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pg_conversation_tests::{Client, NoTls, Rng, Server, Session, kill_9, oldest};
+use pg_conversation_tests::{Client, NoTls, Rng, Server, Session, oldest};
 
 use crate::books::{Books, Event, Usage};
 
@@ -64,7 +64,7 @@ fn what_was_acknowledged_is_there_once_after_any_death() {
                 .collect();
             thread::sleep(Duration::from_millis(400));
             match blow {
-                Blow::Backend => kill_9(&pids.lock().expect("no panic")[0].to_string()),
+                Blow::Backend => server.kill_backend(pids.lock().expect("no panic")[0]),
                 Blow::Immediate => server.stop("immediate"),
                 Blow::Postmaster => server.kill_postmaster(),
             }
