@@ -188,8 +188,6 @@ impl Addition<'_> {
                     break;
                 }
                 let mut at = (*found).t_self;
-                // Whoever has a snapshot of his own would read two versions of a row that others have
-                // changed since: the one he sees, and the one he has made of theirs.
                 let options = if !has_own_snapshot() {
                     pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION
                 } else if self.is_seen((*scan).slot) {
@@ -217,7 +215,10 @@ impl Addition<'_> {
         keys: usize,
     ) -> Result<bool, Error> {
         unsafe {
-            if !self.lock(at, options) || !self.has_key(keys) {
+            if !self.lock(at, options)
+                || !self.has_key(keys)
+                || has_own_snapshot() && !self.is_seen(self.slot)
+            {
                 return Ok(false);
             }
             self.update()?;
@@ -225,11 +226,12 @@ impl Addition<'_> {
         Ok(true)
     }
 
-    /// Whether the transaction's own snapshot sees a row.
+    /// Whether the transaction's own snapshot sees a row. Of one that others have changed since, it would
+    /// see two versions: theirs is not for it, but what is made of theirs is, and what was before.
     ///
     /// # Safety
     ///
-    /// The slot has one of the relation, from a scan.
+    /// The slot has one of the relation, in a buffer.
     unsafe fn is_seen(&self, slot: *mut pg_sys::TupleTableSlot) -> bool {
         unsafe {
             let sees = (*(*self.relation).rd_tableam).tuple_satisfies_snapshot;

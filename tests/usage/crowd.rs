@@ -289,6 +289,17 @@ fn in_a_transaction_with_a_snapshot_sums_are_those_of_the_events_it_sees() {
     }
     let rows: i64 = other.value("select count(*) from usage_months");
     assert!(rows <= 4, "{rows} rows of two sessions");
+    // Of its own, too: what was prepared, and committed by somebody else since.
+    let name = format!("own {}", books.database.name);
+    service.run("begin");
+    service.record(&Event::of(&books, "prepared")).unwrap();
+    service.run(&format!("prepare transaction '{name}'; begin isolation level repeatable read"));
+    assert_eq!(service.value::<i64>(&differences), 0);
+    other.run(&format!("commit prepared '{name}'"));
+    service.record(&Event::of(&books, "beside")).unwrap();
+    assert_eq!(service.value::<i64>(&differences), 0);
+    service.run("commit");
+    books.agree();
 }
 
 #[test]
