@@ -374,7 +374,11 @@ impl World {
             let up = all.iter().filter(|rating| **rating == 1).count();
             let rate = match all.len() {
                 0 => "-".into(),
-                n => format!("{:.4}", up as f64 / n as f64),
+                n => {
+                    // As numeric rounds: halves go up.
+                    let rate = (2 * 10_000 * up + n) / (2 * n);
+                    format!("{}.{:04}", rate / 10_000, rate % 10_000)
+                }
             };
             format!("{day} {} {rated} {up} {} {rate}", answers.len(), all.len() - up)
         };
