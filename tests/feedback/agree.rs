@@ -121,7 +121,7 @@ impl Crowd<'_> {
         if gone.len() >= 6 {
             return None;
         }
-        let (what, table, id) = if rng.below(2) == 0 {
+        let (what, table, id) = if gone.len() % 2 == 0 {
             ("delete message", "messages", self.message(rng))
         } else {
             ("delete user", "users", self.world.users[1 + rng.below(USERS - 1)])
@@ -148,7 +148,7 @@ impl Crowd<'_> {
     }
 
     fn copy(&self, client: &mut Client, rng: &mut Rng) -> bool {
-        let rows: Vec<String> = (0..4)
+        let rows: Vec<String> = (0..=rng.below(4))
             .map(|_| {
                 let user = rng.pick(&self.world.users);
                 format!("{}\t{user}\t{}\n", self.message(rng), Self::rating(rng))
