@@ -234,7 +234,7 @@ fn messages_of_a_version_without_streams_take_them_after_the_update() {
     assert_eq!(text, "answer");
     assert_eq!(owner.error("select rollback_to(4)").0, "55000", "its chunks are there");
     owner.run(
-        "select cleanup_finished_streams('0 s'); delete from access_profiles; select rollback_to(4)",
+        "select cleanup_finished_streams('0 s'); delete from access_profiles; select rollback_to(4, force => true)",
     );
     assert_eq!(owner.value::<i64>("select count(*) from messages where content = 'answer'"), 1);
 }

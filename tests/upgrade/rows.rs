@@ -91,7 +91,7 @@ fn rows_of_older_versions_are_edited_after_the_update() {
         let texts: String =
             owner.value("select string_agg(content, ', ' order by sequence_number) from messages");
         owner.run("delete from access_profiles where role_name in ('member', 'app')");
-        owner.run("select rollback_to(6)");
+        owner.run("select rollback_to(6, force => true)");
         assert_eq!(owner.error("select rollback_to(5)").0, "55000", "{version}");
         owner.run("select rollback_to(5, force => true); select migrate()");
         let now: String =
