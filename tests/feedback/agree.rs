@@ -121,7 +121,7 @@ impl Crowd<'_> {
         if gone.len() >= 6 {
             return None;
         }
-        let (what, table, id) = if gone.len() % 2 == 0 {
+        let (what, table, id) = if gone.len().is_multiple_of(2) {
             ("delete message", "messages", self.message(rng))
         } else {
             ("delete user", "users", self.world.users[1 + rng.below(USERS - 1)])
