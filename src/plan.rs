@@ -185,6 +185,9 @@ pub fn open_for(table: Oid, lock: pg_sys::LOCKMODE) -> Result<pg_sys::Relation, 
 }
 
 pub const READ_LOCK: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+pub const WRITE_LOCK: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+/// To close what stays locked.
+pub const NO_LOCK: pg_sys::LOCKMODE = pg_sys::NoLock as pg_sys::LOCKMODE;
 
 /// A statement over our tables. As the owner it runs on behalf of callers with a search_path of
 /// their own, so its text qualifies every name and every operator.

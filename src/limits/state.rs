@@ -21,9 +21,10 @@ use pgrx::{Uuid, datum::TimestampWithTimeZone};
 
 use crate::error::Error;
 use crate::function::c_function;
+use crate::heap;
 use crate::lookup::{self, by_id};
 use crate::owner::as_owner;
-use crate::plan::{self, Statement, arg};
+use crate::plan::{self, Statement, WRITE_LOCK, arg};
 use crate::streaming::{self, is_restoring};
 use crate::trigger::TriggerRow;
 use crate::view::now;
@@ -97,8 +98,6 @@ pub fn change<T>(tenant: Uuid, decide: impl Fn(i64) -> (T, Option<i64>)) -> Resu
         pgrx::check_for_interrupts!();
     }
 }
-
-const WRITE_LOCK: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
 
 c_function!(
     /// Gives a new tenant its row: one that were made by its first request would be taken back with
@@ -246,18 +245,15 @@ fn require_plain(relation: Relation) -> Result<(), Error> {
         if PLAIN.get() == Some(found) {
             return Ok(());
         }
-        let desc = (*relation).rd_att;
         let has = |n: i32, name, of_type| {
-            pg_sys::SPI_fnumber(desc, name) == n
-                && pg_sys::SPI_gettypeid(desc, n) == of_type
-                && is_stored((*relation).rd_id, n)
+            heap::column(relation, name, of_type) == Some(n) && is_stored((*relation).rd_id, n)
         };
         let indexes = pg_sys::RelationGetIndexList(relation);
         let (schema, table) = ((*(*relation).rd_rel).relnamespace, (*relation).rd_id);
         let is_plain = (*(*relation).rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID
             && !(*(*relation).rd_rel).relispartition
-            && has(1, c"tenant_id".as_ptr(), pg_sys::UUIDOID)
-            && has(2, c"next_at".as_ptr(), pg_sys::TIMESTAMPTZOID)
+            && has(1, c"tenant_id", pg_sys::UUIDOID)
+            && has(2, c"next_at", pg_sys::TIMESTAMPTZOID)
             && !indexes.is_null()
             && (*indexes).length == 1
             && lookup::unique_index(c"rate_states_pkey", schema, table, &[1]).is_some();

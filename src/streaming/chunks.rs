@@ -8,6 +8,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, Uuid};
 
 use crate::error::Error;
+use crate::heap;
 use crate::lookup::unique_index;
 use crate::plan::{self, READ_LOCK, Row};
 
@@ -41,14 +42,9 @@ impl Layout {
         }
         // SAFETY: an open relation and its descriptor; look-ups by name.
         let layout = unsafe {
-            let desc = (*relation).rd_att;
             let column = |name: &std::ffi::CStr, of_type: Oid| {
-                let n = pg_sys::SPI_fnumber(desc, name.as_ptr());
-                if n > 0 && pg_sys::SPI_gettypeid(desc, n) == of_type {
-                    Ok(n)
-                } else {
-                    Err(Error::ColumnChanged(name.to_string_lossy().into_owned()))
-                }
+                let changed = || Error::ColumnChanged(name.to_string_lossy().into_owned());
+                heap::column(relation, name, of_type).ok_or_else(changed)
             };
             let mut layout = Self {
                 is_original: false,

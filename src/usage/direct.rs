@@ -15,7 +15,7 @@ use super::slots::Figures;
 use crate::error::Error;
 use crate::heap::{self, Indexes, Shape};
 use crate::lookup::{Place, unique_index};
-use crate::plan::{self, Row};
+use crate::plan::{self, NO_LOCK, Row, WRITE_LOCK};
 
 /// A table of sums: its key without the slot, and the key's index.
 pub struct Sum {
@@ -59,9 +59,6 @@ thread_local! {
     static PLACES: RefCell<HashMap<u64, (i32, Option<Place>)>> = RefCell::default();
 }
 
-const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
-const NO_LOCK: pg_sys::LOCKMODE = pg_sys::NoLock as pg_sys::LOCKMODE;
-
 /// Places of more keys than these are not worth remembering.
 const MOST_PLACES: usize = 256;
 
@@ -86,7 +83,7 @@ pub fn add(
     key: &[Datum],
     figures: &Figures,
 ) -> Result<Outcome, Error> {
-    let relation = plan::open_for(plan::our_table(sum.table)?, ROW_EXCLUSIVE)?;
+    let relation = plan::open_for(plan::our_table(sum.table)?, WRITE_LOCK)?;
     // SAFETY: open, and locked to the end of the transaction.
     unsafe {
         let outcome = match layout(sum, relation)? {

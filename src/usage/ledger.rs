@@ -9,7 +9,7 @@ use pgrx::{IntoDatum, Uuid};
 use crate::error::Error;
 use crate::heap::{self, Indexes, Shape};
 use crate::lookup::unique_index;
-use crate::plan::{self, Arg, Statement, arg};
+use crate::plan::{self, Arg, NO_LOCK, Statement, WRITE_LOCK, arg};
 
 const EVENTS: &CStr = c"usage_events";
 
@@ -100,23 +100,17 @@ static INSERT: Statement = Statement {
                request_count, date, idempotency_key, kind, model, usage, cost, unpriced, recorded_by) \
           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
           on conflict (tenant_id, idempotency_key) do nothing returning true",
-    types: &[
-        pg_sys::UUIDOID,
-        pg_sys::UUIDOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::INT8OID,
-        pg_sys::INT8OID,
-        pg_sys::INT4OID,
-        pg_sys::DATEOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::NUMERICOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::TEXTOID,
-    ],
+    types: &TYPES,
+};
+
+const TYPES: [Oid; GIVEN.len()] = {
+    let mut types = [Oid::INVALID; GIVEN.len()];
+    let mut n = 0;
+    while n < types.len() {
+        types[n] = GIVEN[n].1;
+        n += 1;
+    }
+    types
 };
 
 /// Where everything is, in a table that is as migrate() made it.
@@ -137,7 +131,7 @@ thread_local! {
 /// INSERT statement, which reads the checks of the table each time, costs twice as much.
 pub fn insert(event: &NewEvent) -> Result<bool, Error> {
     let values = event.values();
-    let relation = plan::open_for(plan::our_table(EVENTS)?, ROW_EXCLUSIVE)?;
+    let relation = plan::open_for(plan::our_table(EVENTS)?, WRITE_LOCK)?;
     // SAFETY: open, and locked to the end of the transaction; the slot is one of its own, and has what
     // its columns take.
     let is_new = unsafe {
@@ -158,9 +152,6 @@ pub fn insert(event: &NewEvent) -> Result<bool, Error> {
         None => Ok(INSERT.run_now(&values, |_| ())?.is_some()),
     }
 }
-
-const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
-const NO_LOCK: pg_sys::LOCKMODE = pg_sys::NoLock as pg_sys::LOCKMODE;
 
 /// # Safety
 ///

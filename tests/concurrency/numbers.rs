@@ -92,7 +92,7 @@ fn numbers_have_no_gap_after_a_backend_was_killed_and_the_server_recovered() {
             if done.load(Ordering::SeqCst) {
                 break;
             }
-            let mut client = connect_again(&database);
+            let mut client = database.superuser();
             let busy = client.query(
                 "select pid from pg_stat_activity where usename = 'member' \
                  order by xact_start nulls last limit 1",
@@ -104,7 +104,7 @@ fn numbers_have_no_gap_after_a_backend_was_killed_and_the_server_recovered() {
             }
         }
     });
-    let mut client = connect_again(&database);
+    let mut client = database.superuser();
     println!("{}", account.check(&mut client, &all));
     assert!(account.broken >= 8, "all sessions end when a backend is killed");
     for conversation in &all {
@@ -114,18 +114,6 @@ fn numbers_have_no_gap_after_a_backend_was_killed_and_the_server_recovered() {
             format!("select sequence_number from add_message('{conversation}', 'user', 'on')");
         assert_eq!(client.value::<i32>(&sql), n + 1);
     }
-}
-
-/// A superuser's session, once the server takes one again.
-fn connect_again(database: &Database) -> Client {
-    for _ in 0..600 {
-        let config = database.server.config(&database.name, "postgres");
-        if let Ok(client) = config.connect(postgres::NoTls) {
-            return client;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    panic!("the server does not come back");
 }
 
 #[test]
